@@ -1,0 +1,3 @@
+module example.com/singleflight
+
+go 1.25.0
