@@ -47,6 +47,26 @@ func (o *outcome) give() (any, error) {
 	return o.val, o.err
 }
 
+// A PanicError is what [Group.Do] and [Group.DoContext] panic with when fn has
+// panicked: the value that they panic with is a PanicError, the same for all who
+// waited for fn. So are errors that wrap it, to [errors.As]. Its text is the
+// value's, an empty line, and the stack.
+type PanicError interface {
+	error
+
+	// Unwrap returns the value that fn panicked with if that is an error, and
+	// otherwise nil.
+	Unwrap() error
+
+	// Value returns what fn panicked with.
+	Value() any
+
+	// Stack returns a copy of the stack of the goroutine that fn panicked on, as
+	// in [runtime/debug.Stack] but without the first line, which names the
+	// goroutine.
+	Stack() []byte
+}
+
 // A panicError carries a panic of fn's to the goroutines that waited for it.
 type panicError struct {
 	value any    // what fn panicked with
@@ -72,3 +92,7 @@ func (p *panicError) Unwrap() error {
 	err, _ := p.value.(error)
 	return err
 }
+
+func (p *panicError) Value() any { return p.value }
+
+func (p *panicError) Stack() []byte { return bytes.Clone(p.stack) }

@@ -19,31 +19,42 @@
 // answered never joins the very call that answered it, and everybody who comes
 // later starts afresh: nothing is cached.
 //
-// [Group.Do] waits for the result. [Group.DoChan] returns a channel instead, for
-// a caller that also waits for something else. [Group.Forget] makes the next
-// caller start a call of its own, although one is still running.
-//
 // All who share a call get the same value, not copies: treat what it points to
 // as read-only, or copy it.
+//
+// # Which method
+//
+// [Group.Do] is for callers who can wait as long as fn takes; it is the cheapest,
+// and fn runs on the caller's goroutine. [Group.DoContext] is for callers who have
+// a context, such as that of a request, and for work that is of no use once all of
+// them have given up: each stops waiting when its own context is done, and fn's
+// context is cancelled after the last one. [Group.DoChan] is for callers who wait
+// for several things at once, and for work that should be finished even if nobody
+// waits any more, such as filling a cache. They can be mixed freely, also for one
+// key. The functions [Do] and [DoContext] are the methods with typed results.
+//
+// [Group.Forget] makes the next caller start a call of its own, although one is
+// still running; [Group.ForgetUnshared] does so unless the call has been joined.
 //
 // # Panics and Goexit
 //
 // If fn panics, the panic is not lost, and no caller takes it for a result. It
-// is raised again in every caller waiting in Do, on the caller's own goroutine,
-// as the same error value: its text is what fn panicked with, then an empty line
-// and the stack of fn's panic, and it unwraps to the value if that is an error.
-// The key is free by then. A panic cannot be raised in a caller that holds a
-// channel, so if there is at least one of those the process crashes, with the
-// value and that stack in its output; no recover can prevent it.
+// is raised again in every caller waiting in Do or DoContext, on the caller's own
+// goroutine, as the same error value, a [PanicError]: its text is what fn panicked
+// with, then an empty line and the stack of fn's panic, and it unwraps to the value
+// if that is an error. The key is free by then. A panic cannot be raised in a caller
+// that holds a channel, so if there is at least one of those the process crashes,
+// with the value and that stack in its output; no recover can prevent it.
 //
-// If fn calls [runtime.Goexit], so do all callers waiting in Do: their deferred
-// functions run, and Do does not return. A channel gets [ErrGoexit].
+// If fn calls [runtime.Goexit], so do all callers waiting in Do or DoContext: their
+// deferred functions run, and the method does not return. A channel gets
+// [ErrGoexit].
 //
 // # Memory model
 //
 // In the terminology of the Go memory model, the return of fn synchronizes
-// before the return of every Do and the receive of every Result that it answers,
-// and before the start of the next call of the same key. What precedes Forget
+// before the return of every Do and DoContext and the receive of every Result that
+// it answers, and before the start of the next call of the same key. What precedes Forget
 // synchronizes before the call that Forget makes room for. Calls of different
 // keys are not ordered.
 //
@@ -51,9 +62,10 @@
 //
 // A Group, also one in a package-level variable, may be used inside a
 // [testing/synctest] bubble, then outside, then in another bubble. A Do that
-// joins a call led in the same bubble is durably blocked. A Do may join a call
-// across the edge of a bubble, without being durably blocked; DoChan may not,
-// since the channels of a bubble cannot be used outside.
+// joins a call led in the same bubble is durably blocked, and so is a DoContext. A
+// Do may join a call across the edge of a bubble, without being durably blocked;
+// DoChan and DoContext may not, since the channels of a bubble cannot be used
+// outside.
 //
 // # Differences from golang.org/x/sync/singleflight
 //
@@ -62,9 +74,10 @@
 //   - An error that fn returns is always just that. There, one that came from
 //     the panic or the Goexit of another Group panics or exits every caller.
 //   - A panic of a deferred function while fn's goroutine exits is a panic.
-//     There it is lost, and taken for the Goexit. So is, with GODEBUG=panicnil=1,
-//     panic(nil), which there is reported as success; only while the goroutine
-//     exits can panic(nil) not be told from Goexit, and counts as that.
+//     There it is lost, and taken for the Goexit.
+//   - panic(nil), which is possible with GODEBUG=panicnil=1, is a panic. There it
+//     is reported as success, with nil results. While the goroutine exits, it
+//     cannot be told from the Goexit, and counts as that.
 //   - No lock is held while results are handed out or while the process dies of
 //     a panic, so ending a call with very many callers does not stall other
 //     keys, and a panic value may use the Group when it is printed.
@@ -76,6 +89,8 @@
 //     [reflect.DeepEqual], a debugger does not find a Group's calls in it, and a
 //     goroutine stuck in a call does not look leaked to the runtime's
 //     goroutine-leak profile only because its Group is unreachable.
+//   - ForgetUnshared, DoContext, the typed functions, [PanicError], [ErrGoexit] and
+//     [ErrRecursive] are only here.
 //
 // # What it does not do
 //
@@ -86,7 +101,11 @@
 package singleflight
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"hash/maphash"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -135,20 +154,21 @@ type Result struct {
 // From within fn, every method may be called for every key, but for one thing:
 // a Do of the key that fn runs for waits for itself, for ever, unless
 // [Group.Forget] comes first. So does a ring of calls in which each fn calls Do
-// for the next key. Do has no other way to stop waiting than the end of fn; use
-// [Group.DoChan] to wait no longer than one wants.
+// for the next key. Do has no other way to stop waiting than the end of fn; those
+// who want one use [Group.DoContext] or [Group.DoChan].
 func (g *Group) Do(key string, fn func() (any, error)) (v any, err error, shared bool) {
 	hash, group := g.hash(key)
 	s := stripeOf(hash)
 	s.mu.Lock()
 	if c := s.find(hash, group, key); c != nil {
-		c.shared = true
+		c.join()
 		s.mu.Unlock()
 		c.wg.Wait()
 		v, err = c.outcome.give()
 		return v, err, true
 	}
-	c := s.start(hash, group, key)
+	c := s.unused()
+	s.add(c, hash, group, key)
 	s.mu.Unlock()
 	return doCall(c, fn)
 }
@@ -164,7 +184,7 @@ func (g *Group) Do(key string, fn func() (any, error)) (v any, err error, shared
 // leaks once the call has ended.
 //
 // If fn panics while a caller holds a channel, whoever started the call, the
-// process crashes; recover inside fn to prevent that. If fn calls
+// process crashes: to prevent that, recover in fn. If fn calls
 // [runtime.Goexit] the Result has a nil Val and [ErrGoexit].
 func (g *Group) DoChan(key string, fn func() (any, error)) <-chan Result {
 	ch := make(chan Result, 1)
@@ -182,13 +202,14 @@ func (g *Group) DoChan(key string, fn func() (any, error)) <-chan Result {
 		c = s.find(hash, group, key)
 	}
 	if c != nil {
-		c.shared = true
+		c.join()
 		c.addReader(ch, r)
 		s.mu.Unlock()
 		return ch
 	}
-	c = s.start(hash, group, key)
+	c = s.unused()
 	c.first.ch = ch
+	s.add(c, hash, group, key)
 	s.mu.Unlock()
 	go doCall(c, fn)
 	return ch
@@ -203,37 +224,198 @@ func (g *Group) Forget(key string) {
 	s.mu.Lock()
 	if c := s.find(hash, group, key); c != nil {
 		s.remove(c)
-		c.forgotten = true
 	}
 	s.mu.Unlock()
 }
 
+// ForgetUnshared is like [Group.Forget], unless somebody has joined the call: then
+// it does nothing. It reports whether the next caller with that key starts a call
+// of its own: true if the call was forgotten or there was none, false if it is
+// shared. A caller that has joined and left (see [Group.DoContext]) still counts.
+func (g *Group) ForgetUnshared(key string) bool {
+	hash, group := g.hash(key)
+	s := stripeOf(hash)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.find(hash, group, key)
+	if c == nil {
+		return true
+	}
+	if c.shared {
+		return false
+	}
+	s.remove(c)
+	return true
+}
+
+// ErrRecursive is returned by [Group.DoContext] to a caller that would wait for
+// ever, because the call that it asks for waits for the caller's own.
+var ErrRecursive = errors.New("singleflight: call would wait for itself")
+
+// DoContext is like [Group.Do] for callers that may stop waiting, which each of
+// them does when its own ctx is done: it returns at once with the error of ctx.
+// Nobody else notices, except that fn's context is cancelled when there is nobody
+// left.
+//
+// DoContext joins the call of key in flight, no matter which method started it.
+// If there is none it starts one: fn runs on a new goroutine, with a context that
+// has the values of this ctx but neither its deadline nor its cancellation.
+//
+// That context is cancelled in two cases. First, when the last caller has left,
+// before DoContext returns to it. In the same step the call is forgotten, so that
+// no one can join a call that has been given up. A caller waiting in Do, or one
+// that holds a channel from DoChan, cannot leave, so it keeps the call going; a
+// call that Do or DoChan started has no such context, and nothing ends it early.
+// fn has to heed its context: one that does not runs on, next to the calls that
+// follow. Work that should be finished even if nobody waits any more is for
+// DoChan. Second, it is cancelled when fn is done, before any caller is answered.
+// So fn must not return anything that is bound to it, such as the body of an HTTP
+// response that is still to be read.
+//
+// If ctx is done when DoContext is called, it returns (nil, ctx.Err(), false) and
+// neither starts nor joins a call. It returns the same when ctx is done before
+// the call has ended. If the call ends first, the caller gets what fn came to,
+// whatever becomes of ctx thereafter: v and err as fn returned them, and shared,
+// which is true if anybody joined, even one who has left.
+//
+// A panic or Goexit of fn reaches everyone who waits in DoContext or Do when the
+// call ends, on the caller's own goroutine, as described for [Group.Do]; not those
+// who have left. A panic that nobody waits for is raised on fn's goroutine and
+// crashes the process. The rule for channels is that of [Group.DoChan].
+//
+// Calls can wait for each other, if an fn calls DoContext with the context that it
+// was given, or with one derived from it. A DoContext that would close a ring of
+// such waits returns (nil, [ErrRecursive], false) at once: one in fn for the key
+// that fn runs for, say, or the second of two calls that each ask for the other.
+// All Groups count together, and so do all goroutines that use an fn's context.
+// Waits through Do and DoChan are not seen, so a ring with one of them in it never
+// ends unless a ctx does.
+//
+// DoContext panics if ctx is nil. A nil fn panics as described for [Group.Do].
+func (g *Group) DoContext(ctx context.Context, key string, fn func(context.Context) (any, error)) (v any, err error, shared bool) {
+	if ctx == nil {
+		panic("singleflight: nil context")
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err, false
+	}
+	cancelled := ctx.Done()
+	from, _ := ctx.Value(contextsKey{}).(*contexts) // the call whose fn asks
+	if from != nil && from.ended.Load() {
+		from = nil
+	}
+	if from != nil {
+		waitsMu.Lock()
+	}
+	c := g.attend(ctx, key, fn, from)
+	if from != nil {
+		if c != nil {
+			from.wait(c.contexts)
+		}
+		waitsMu.Unlock()
+	}
+	if c == nil {
+		return nil, ErrRecursive, false
+	}
+
+	leaving := false
+	select {
+	case <-c.contexts.done:
+	case <-cancelled:
+		leaving = true
+	}
+	if from != nil {
+		// Before leaving: when the last caller has left, fn learns of it, and
+		// may ask for the call that was waiting for it until then.
+		waitsMu.Lock()
+		from.unwait(c.contexts)
+		waitsMu.Unlock()
+	}
+	if leaving && c.leave() {
+		return nil, ctx.Err(), false
+	}
+	<-c.contexts.done
+	v, err = c.outcome.give()
+	return v, err, c.shared
+}
+
+// Do is [Group.Do] with the type of the result. It is for Groups whose calls of key
+// all return a V, and it panics and exits in the same way.
+//
+// If the call that it joins was started with another type, what counts is the value
+// itself: it matches if it is a V, by type assertion, so any value that implements V
+// does if V is an interface type. Beside a non-nil error of fn's, which is returned
+// as it is, a value that does not match becomes the zero V. So does a nil result if
+// V is a type that can be nil. In all other cases a value that does not match makes
+// Do return the zero V and an error that names the key and both types.
+func Do[V any](g *Group, key string, fn func() (V, error)) (v V, err error, shared bool) {
+	val, err, shared := g.Do(key, func() (any, error) { return fn() })
+	v, err = typed[V](key, val, err)
+	return v, err, shared
+}
+
+// DoContext is [Group.DoContext] with the type of the result, as [Do] is [Group.Do]
+// with it. It also returns the zero V where [Group.DoContext] returns nil.
+func DoContext[V any](ctx context.Context, g *Group, key string, fn func(context.Context) (V, error)) (v V, err error, shared bool) {
+	val, err, shared := g.DoContext(ctx, key, func(ctx context.Context) (any, error) { return fn(ctx) })
+	v, err = typed[V](key, val, err)
+	return v, err, shared
+}
+
+// typed returns the results of a call of key as a caller that wants a V gets them.
+func typed[V any](key string, val any, err error) (V, error) {
+	v, ok := val.(V)
+	if ok || err != nil {
+		return v, err
+	}
+	want := reflect.TypeFor[V]()
+	if val == nil {
+		switch want.Kind() {
+		case reflect.Chan, reflect.Func, reflect.Interface, reflect.Map, reflect.Pointer, reflect.Slice, reflect.UnsafePointer:
+			return v, nil
+		}
+	}
+	if len(key) > 64 {
+		key = key[:64] + "…"
+	}
+	return v, fmt.Errorf("singleflight: call of key %q returned a value of type %T, not %v", key, val, want)
+}
+
 // A call is one execution of fn. Only calls that can be joined are in the table.
 //
-// It goes through three phases. In the table, its fields are guarded by the
-// mutex of its stripe, but for those that never change there. When it has ended,
-// or was forgotten, nobody joins any more. Then, if anyone has joined, its leader
-// sets outcome, once, and releases the joiners by wg; if nobody has, its leader
-// is the only one who knows it, and it is kept to be used again.
+// It goes through three phases. While it is in the table, callers join. Once it was
+// taken out, because it has ended, was forgotten or was abandoned, nobody does any
+// more; callers of DoContext may still leave. When it has ended nothing changes but
+// the outcome: fn's goroutine sets that, if there is anybody else who needs it, and
+// then tells them by wg and contexts.done. A call that fn's goroutine alone knows is
+// used again instead.
 type call struct {
 	// Set before the call enters the table.
 	hash  uint64
 	group uint64 // the number of the Group
 	key   string
 
-	// Held by the leader from before the call enters the table until outcome is
-	// set. It is tempting to leave that to the first joiner, since most calls
-	// have none. But then a call that is led on one side of the edge of a
-	// synctest bubble and joined on the other would kill the process.
+	// wg counts one, for the leader, until outcome is set. It is tempting to let
+	// the first joiner add that, since most calls have none. But then a call that
+	// is led on one side of the edge of a synctest bubble and joined on the other
+	// would kill the process.
 	wg sync.WaitGroup
 
 	// Guarded by the mutex of the stripe.
-	next      *call  // in the bucket
-	first     reader // a list; the first reader has its node here
-	shared    bool   // someone has joined
-	forgotten bool   // no longer in the table, although it has not ended
+	next     *call     // in the bucket
+	first    reader    // a list; the first reader has its node here
+	contexts *contexts // once a caller of DoContext has come
+	waiting  int32     // callers who have not left, less one; so -1 if all have
+	shared   bool      // someone has joined
+	out      bool      // no longer in the table
 
-	outcome *outcome // only if shared; set before the leader releases wg
+	outcome *outcome // only if anybody else needs it; set before they are told
+}
+
+// join counts a caller in.
+func (c *call) join() {
+	c.shared = true
+	c.waiting++
 }
 
 // A reader is a caller that holds a channel.
@@ -266,17 +448,24 @@ func doCall(c *call, fn func() (any, error)) (v any, err error, shared bool) {
 	defer func() {
 		s := stripeOf(c.hash)
 		s.mu.Lock()
-		if !c.forgotten {
+		if !c.out {
 			s.remove(c)
 		}
+		s.shrink()
 		shared = c.shared
 		first := c.first
-		if !shared {
-			s.recycle(c)
+		x := c.contexts
+		if x != nil {
+			x.ended.Store(true)
+		} else if !shared {
+			c.wg.Done()
+			c.wg.Wait() // takes off the mark of a synctest bubble: the next user may be elsewhere
+			c.key, c.first.ch, c.out = "", nil, false
+			s.spare = c
 		}
 		s.mu.Unlock()
-		if shared || first.ch != nil || o.how != returned {
-			o.deliver(c, shared, &first)
+		if shared || first.ch != nil || x != nil || o.how != returned {
+			o.deliver(c, shared, &first, x)
 		}
 	}()
 
@@ -305,30 +494,239 @@ func (o *outcome) caught(value any) {
 	}
 }
 
-// deliver hands the outcome of c, which has ended, to all but its leader. No lock
-// is held here: there is no limit to the number of those who wait.
-func (o *outcome) deliver(c *call, shared bool, first *reader) {
+// deliver hands the outcome of c, which has ended, to everyone who waits for it. No
+// lock is held here, as there may be very many.
+func (o *outcome) deliver(c *call, shared bool, first *reader, x *contexts) {
 	if o.how == exited {
 		o.err = ErrGoexit
 	}
 	if o.how == panicked && first.ch != nil {
-		// On a goroutine of its own nobody can recover it. This one is kept, so
-		// that fn's goroutine shows in the dump of a crash.
+		// On a goroutine of its own, nobody can recover the panic. This one is
+		// kept, so that fn's goroutine shows in the dump of the crash.
 		go panic(o.err)
 		select {}
 	}
-	if shared {
-		c.outcome = &outcome{o.how, o.val, o.err}
+	if shared || x != nil {
+		if c.outcome == nil {
+			c.outcome = new(outcome)
+		}
+		*c.outcome = *o
 		c.wg.Done()
+	}
+	if x != nil {
+		close(x.done)
 	}
 	if first.ch != nil {
 		for r := first; r != nil; r = r.next {
 			r.ch <- Result{o.val, o.err, shared}
 		}
 	}
-	if o.how == panicked {
+	if o.how == panicked && (x == nil || x.Context == nil || c.waiting < 0) {
+		// The goroutine is that of a caller of Do, or nobody has got the panic.
 		panic(o.err)
 	}
+}
+
+// contexts is what a call has in addition once a caller of DoContext has come. If one
+// started it, this is fn's context, which may be kept for longer than the call: so it
+// leads neither to the call nor to the outcome.
+//
+// The context is a [context.WithCancel] of the starter's [context.WithoutCancel]. But
+// the former is made only if fn asks for its Done, as it would be a fifth of what an
+// unjoined DoContext takes.
+type contexts struct {
+	context.Context // the starter's, without cancel; nil if DoContext did not start the call
+
+	done  chan struct{}     // closed when the outcome is there
+	ended atomic.Bool       // the call has ended; set with the stripe's mutex held
+	waits map[*contexts]int // how many callers in fn wait for which call; guarded by waitsMu
+
+	mu        sync.Mutex // guards the rest
+	cancelled bool
+	inner     context.Context    // what fn's Done and those derived from it go by, or nil
+	cancel    context.CancelFunc // of inner
+}
+
+// contextsKey is the key under which fn's context has its contexts.
+type contextsKey struct{}
+
+func (x *contexts) Done() <-chan struct{} {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.inner == nil {
+		x.inner, x.cancel = context.WithCancel(x.Context)
+		if x.cancelled {
+			x.cancel()
+		}
+	}
+	return x.inner.Done()
+}
+
+func (x *contexts) Err() error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.inner != nil {
+		return x.inner.Err() // so that there is none before Done is closed
+	}
+	if x.cancelled {
+		return context.Canceled
+	}
+	return nil
+}
+
+func (x *contexts) Value(key any) any {
+	if key == (contextsKey{}) {
+		return x
+	}
+	x.mu.Lock()
+	inner := x.inner
+	x.mu.Unlock()
+	if inner == nil {
+		return x.Context.Value(key)
+	}
+	return inner.Value(key) // is also how package context finds inner, to tie children to it
+}
+
+// String is there for those who print fn's context: its fields are not to be read
+// without the locks.
+func (x *contexts) String() string {
+	return fmt.Sprint(x.Context) + ".WithCancel"
+}
+
+// stop cancels fn's context.
+func (x *contexts) stop() {
+	x.mu.Lock()
+	x.cancelled = true
+	cancel := x.cancel
+	x.mu.Unlock()
+	if cancel != nil {
+		cancel()
+	}
+}
+
+// waitsMu guards the waits of all calls. Only callers within an fn take it. It is held
+// from looking for a ring until the new wait is noted. The mutex of a stripe may be
+// taken while it is held, but not the reverse.
+var waitsMu sync.Mutex
+
+// A contextCall is a call that DoContext starts, together with the room for the
+// outcome, since its caller always needs that: one thing to allocate, not two.
+type contextCall struct {
+	call
+	outcome outcome
+}
+
+// waitsFor reports whether the call of x waits for that of y, directly or through
+// others, or is the same. seen holds the calls that have been looked at.
+//
+// Waits only end while waitsMu is held, they are never added. So all the waits
+// that it finds were there together when it began.
+func (x *contexts) waitsFor(y *contexts, seen map[*contexts]bool) bool {
+	if x == y {
+		return true
+	}
+	if seen[x] || x.ended.Load() {
+		return false
+	}
+	seen[x] = true
+	for z := range x.waits {
+		if z.waitsFor(y, seen) {
+			return true
+		}
+	}
+	return false
+}
+
+// wait notes that a caller in the fn of x waits for the call of y.
+func (x *contexts) wait(y *contexts) {
+	if x.waits == nil {
+		x.waits = make(map[*contexts]int)
+	}
+	x.waits[y]++
+}
+
+// unwait takes back one wait.
+func (x *contexts) unwait(y *contexts) {
+	x.waits[y]--
+	if x.waits[y] == 0 {
+		delete(x.waits, y)
+	}
+}
+
+// run is doCall for a call that DoContext has started.
+func (x *contexts) run(c *call, fn func(context.Context) (any, error)) {
+	doCall(c, func() (any, error) {
+		defer x.stop()
+		return fn(x)
+	})
+}
+
+// attend joins or starts the call of key for a caller of DoContext. It returns nil
+// if from, which is the call whose fn asks or nil, would then wait for itself.
+func (g *Group) attend(ctx context.Context, key string, fn func(context.Context) (any, error), from *contexts) *call {
+	hash, group := g.hash(key)
+	s := stripeOf(hash)
+	var made, checked *contexts
+	var fresh *contextCall
+	for {
+		// What takes time is done without the lock. Then the call is looked for
+		// again, and if it is another one, so is everything.
+		s.mu.Lock()
+		c := s.find(hash, group, key)
+		var x *contexts
+		if c != nil {
+			x = c.contexts
+		}
+		switch {
+		case x == nil && made == nil:
+			s.mu.Unlock()
+			made = &contexts{Context: context.WithoutCancel(ctx), done: make(chan struct{})}
+			fresh = new(contextCall)
+		case x != nil && from != nil && x != checked:
+			s.mu.Unlock()
+			if x.waitsFor(from, make(map[*contexts]bool)) {
+				return nil
+			}
+			checked = x
+		case c == nil:
+			c = &fresh.call
+			c.contexts, c.outcome = made, &fresh.outcome
+			s.add(c, hash, group, key)
+			s.mu.Unlock()
+			go made.run(c, fn)
+			return c
+		default:
+			c.join()
+			if x == nil {
+				made.Context = nil
+				c.contexts = made
+			}
+			s.mu.Unlock()
+			return c
+		}
+	}
+}
+
+// leave takes a caller of DoContext out of c, unless c has ended: then it reports
+// false, and the caller gets the outcome. The last one to leave gives the call up.
+func (c *call) leave() bool {
+	x := c.contexts
+	s := stripeOf(c.hash)
+	s.mu.Lock()
+	if x.ended.Load() {
+		s.mu.Unlock()
+		return false
+	}
+	c.waiting--
+	abandoned := c.waiting < 0
+	if abandoned && !c.out {
+		s.remove(c)
+	}
+	s.mu.Unlock()
+	if abandoned {
+		x.stop()
+	}
+	return true
 }
 
 // The table holds all calls of the process that can be joined. It is in stripes,
@@ -403,14 +801,18 @@ func (s *calls) find(hash, group uint64, key string) *call {
 	return nil
 }
 
-// start adds a call to the table.
-func (s *calls) start(hash, group uint64, key string) *call {
+// unused returns a call that is not in use.
+func (s *calls) unused() *call {
 	c := s.spare
 	if c == nil {
-		c = new(call)
-	} else {
-		s.spare = nil
+		return new(call)
 	}
+	s.spare = nil
+	return c
+}
+
+// add puts a call into the table.
+func (s *calls) add(c *call, hash, group uint64, key string) {
 	c.hash, c.group, c.key = hash, group, key
 	c.wg.Add(1)
 	s.n++
@@ -419,7 +821,6 @@ func (s *calls) start(hash, group uint64, key string) *call {
 	}
 	b := s.bucket(hash)
 	c.next, *b = *b, c
-	return c
 }
 
 // remove takes a call out of the table.
@@ -428,20 +829,16 @@ func (s *calls) remove(c *call) {
 	for *b != c {
 		b = &(*b).next
 	}
-	*b, c.next = c.next, nil
+	*b, c.next, c.out = c.next, nil, true
 	s.n--
+}
+
+// shrink gives memory back when the calls have become few. It is enough to do so
+// when a call ends, as all of them do.
+func (s *calls) shrink() {
 	if s.n < len(s.buckets)/4 {
 		s.resize(len(s.buckets) / 2)
 	}
-}
-
-// recycle keeps a call that has ended, and that only its leader knows, to be used
-// again.
-func (s *calls) recycle(c *call) {
-	c.wg.Done()
-	c.wg.Wait() // takes off the mark of a synctest bubble: the next user may be elsewhere
-	c.key, c.first.ch, c.forgotten = "", nil, false
-	s.spare = c
 }
 
 // resize moves the calls to n buckets, or to the chain if it is long enough.
