@@ -223,7 +223,7 @@ func (g *Group) Forget(key string) {
 	s := stripeOf(hash)
 	s.mu.Lock()
 	if c := s.find(hash, group, key); c != nil {
-		s.remove(c)
+		s.forget(c)
 	}
 	s.mu.Unlock()
 }
@@ -244,7 +244,7 @@ func (g *Group) ForgetUnshared(key string) bool {
 	if c.shared {
 		return false
 	}
-	s.remove(c)
+	s.forget(c)
 	return true
 }
 
@@ -407,7 +407,7 @@ type call struct {
 	contexts *contexts // once a caller of DoContext has come
 	waiting  int32     // callers who have not left, less one; so -1 if all have
 	shared   bool      // someone has joined
-	out      bool      // no longer in the table
+	out      bool      // no longer in the table, although it has not ended
 
 	outcome *outcome // only if anybody else needs it; set before they are told
 }
@@ -720,7 +720,7 @@ func (c *call) leave() bool {
 	c.waiting--
 	abandoned := c.waiting < 0
 	if abandoned && !c.out {
-		s.remove(c)
+		s.forget(c)
 	}
 	s.mu.Unlock()
 	if abandoned {
@@ -734,10 +734,10 @@ func (c *call) leave() bool {
 // Group, so that a Group costs nothing and each stripe's memory serves them all.
 //
 // A hash has 64 bits: the upper ones choose a stripe, the lower ones a bucket in
-// it.
+// it, and some between are the tag in the bucket.
 const (
 	stripeBits = 8
-	chainMax   = 8 // a stripe with at most so many calls needs no buckets
+	chainMax   = 8 // a stripe with at most so many calls has a single bucket
 )
 
 var (
@@ -759,10 +759,55 @@ type stripe struct {
 // goes back as they end.
 type calls struct {
 	mu      sync.Mutex
-	n       int     // of calls
-	chain   *call   // the calls while there are no buckets
-	buckets []*call // a power of two of them, or none
-	spare   *call   // a call to be used again, so that most need not be allocated
+	n       int      // of calls
+	few     bucket   // has the calls while there are no buckets
+	buckets []bucket // a power of two of them, for up to two calls each, or none
+	spare   *call    // a call to be used again, so that most need not be allocated
+}
+
+// A bucket has a chain of calls and the tags of its first eight. What a caller asks
+// for is mostly not there, and the tags tell, which are next to the chain's head. To
+// look at the calls instead would be a cache miss for each of them: with a million in
+// flight, and keys in turn, a Do took two to nine times as long.
+type bucket struct {
+	chain *call
+	tags  uint64 // a byte for each call, the first in the lowest; 0 means none
+}
+
+// tag returns the tag of a call, which is not 0.
+func tag(hash uint64) uint64 { return hash>>32&0xff | 1 }
+
+// mayHave reports whether there can be a call with this hash.
+func (b *bucket) mayHave(hash uint64) bool {
+	if b.tags>>56 != 0 {
+		return true // there may be more calls than tags
+	}
+	const ones, tops = 0x0101010101010101, 0x8080808080808080
+	x := b.tags ^ ones*tag(hash) // has a zero byte where the tag is the same
+	return (x-ones)&^x&tops != 0
+}
+
+func (b *bucket) push(c *call) {
+	c.next, b.chain = b.chain, c
+	b.tags = b.tags<<8 | tag(c.hash)
+}
+
+// pull takes out a call.
+func (b *bucket) pull(c *call) {
+	if b.chain == c && b.tags>>56 == 0 {
+		b.chain, b.tags, c.next = c.next, b.tags>>8, nil
+		return
+	}
+	at := &b.chain
+	for *at != c {
+		at = &(*at).next
+	}
+	*at, c.next, b.tags = c.next, nil, 0
+	i := 0
+	for c := b.chain; c != nil && i < 8; c = c.next {
+		b.tags |= tag(c.hash) << (8 * i)
+		i++
+	}
 }
 
 func stripeOf(hash uint64) *stripe {
@@ -785,15 +830,27 @@ func (g *Group) hash(key string) (hash, number uint64) {
 	return maphash.Comparable(seed, key) ^ number*0x9e3779b97f4a7c15, number
 }
 
-func (s *calls) bucket(hash uint64) **call {
+func (s *calls) bucket(hash uint64) *bucket {
 	if s.buckets == nil {
-		return &s.chain
+		return &s.few
 	}
 	return &s.buckets[hash&uint64(len(s.buckets)-1)]
 }
 
+// find returns the call in flight, or nil.
 func (s *calls) find(hash, group uint64, key string) *call {
-	for c := *s.bucket(hash); c != nil; c = c.next {
+	if s.n == 0 {
+		return nil // mostly, so this is for the compiler to inline
+	}
+	return s.look(hash, group, key)
+}
+
+func (s *calls) look(hash, group uint64, key string) *call {
+	b := s.bucket(hash)
+	if !b.mayHave(hash) {
+		return nil
+	}
+	for c := b.chain; c != nil; c = c.next {
 		if c.hash == hash && c.group == group && c.key == key {
 			return c
 		}
@@ -816,45 +873,52 @@ func (s *calls) add(c *call, hash, group uint64, key string) {
 	c.hash, c.group, c.key = hash, group, key
 	c.wg.Add(1)
 	s.n++
-	if limit := max(chainMax, len(s.buckets)); s.n > limit {
-		s.resize(2 * limit)
+	if limit := max(chainMax, 2*len(s.buckets)); s.n > limit {
+		s.resize(limit)
 	}
-	b := s.bucket(hash)
-	c.next, *b = *b, c
+	s.bucket(hash).push(c)
 }
 
 // remove takes a call out of the table.
 func (s *calls) remove(c *call) {
-	b := s.bucket(c.hash)
-	for *b != c {
-		b = &(*b).next
-	}
-	*b, c.next, c.out = c.next, nil, true
 	s.n--
+	if s.n == 0 && s.few.chain == c {
+		s.few = bucket{} // mostly, so this is for the compiler to inline
+		return
+	}
+	s.pull(c)
+}
+
+func (s *calls) pull(c *call) { s.bucket(c.hash).pull(c) }
+
+// forget takes a call out of the table that has not ended.
+func (s *calls) forget(c *call) {
+	s.remove(c)
+	c.out = true
 }
 
 // shrink gives memory back when the calls have become few. It is enough to do so
 // when a call ends, as all of them do.
 func (s *calls) shrink() {
-	if s.n < len(s.buckets)/4 {
+	if s.n < len(s.buckets)/2 {
 		s.resize(len(s.buckets) / 2)
 	}
 }
 
-// resize moves the calls to n buckets, or to the chain if it is long enough.
+// resize moves the calls to n buckets, or to the single one if that is enough.
 func (s *calls) resize(n int) {
 	old := s.buckets
 	if old == nil {
-		old = []*call{s.chain}
+		old = []bucket{s.few}
 	}
-	s.chain, s.buckets = nil, nil
-	if n > chainMax {
-		s.buckets = make([]*call, n)
+	s.few, s.buckets = bucket{}, nil
+	if n >= chainMax {
+		s.buckets = make([]bucket, n)
 	}
-	for _, c := range old {
-		for c != nil {
-			b, next := s.bucket(c.hash), c.next
-			c.next, *b = *b, c
+	for _, b := range old {
+		for c := b.chain; c != nil; {
+			next := c.next
+			s.bucket(c.hash).push(c)
 			c = next
 		}
 	}

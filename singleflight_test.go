@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -252,22 +253,29 @@ func (s *calls) finish(c *call) {
 // flight warrant.
 func sound(t *testing.T, s *calls) {
 	t.Helper()
-	heads := s.buckets
-	if heads == nil {
-		heads = []*call{s.chain}
-	} else if size := len(heads); s.chain != nil || size&(size-1) != 0 || size <= chainMax || s.n < size/4 {
-		t.Fatalf("%d calls in %d buckets, and %v beside them", s.n, size, s.chain)
+	buckets := s.buckets
+	if buckets == nil {
+		buckets = []bucket{s.few}
+	} else if size := len(buckets); s.few != (bucket{}) || size&(size-1) != 0 || size < chainMax || s.n < size/2 {
+		t.Fatalf("%d calls in %d buckets, and %v beside them", s.n, size, s.few)
 	}
-	if s.n > max(chainMax, len(heads)) {
-		t.Fatalf("%d calls in %d buckets", s.n, len(heads))
+	if s.n > max(chainMax, 2*len(buckets)) {
+		t.Fatalf("%d calls in %d buckets", s.n, len(buckets))
 	}
 	n := 0
-	for _, head := range heads {
-		for c := head; c != nil; c = c.next {
-			if n++; *s.bucket(c.hash) != head || s.find(c.hash, c.group, c.key) != c {
+	for _, b := range buckets {
+		var tags [8]byte
+		i := 0
+		for c := b.chain; c != nil; c = c.next {
+			if n++; *s.bucket(c.hash) != b || s.find(c.hash, c.group, c.key) != c {
 				t.Fatalf("the call of %q is where nobody looks for it", c.key)
 			}
+			if i < len(tags) {
+				tags[i] = byte(tag(c.hash))
+				i++
+			}
 		}
+		check(t, "tags", b.tags, binary.LittleEndian.Uint64(tags[:]))
 	}
 	check(t, "number of calls", s.n, n)
 }
@@ -610,6 +618,22 @@ func TestReadersMayWalkAway(t *testing.T) {
 			g.DoChan(key, w.fn)
 		}
 		w <- returns(1, nil)
+	})
+}
+
+func TestReaderThatComesAsTheCallEndsIsAnswered(t *testing.T) {
+	// In the bubble, a reader that is left without a Result is a deadlock.
+	synctest.Test(t, func(t *testing.T) {
+		var g Group
+		var wg sync.WaitGroup
+		for range 1000 {
+			wg.Go(func() {
+				for range 100 {
+					<-g.DoChan(key, func() (any, error) { return 1, nil })
+				}
+			})
+		}
+		wg.Wait()
 	})
 }
 
@@ -1019,6 +1043,10 @@ func TestUsedGroupIsSmall(t *testing.T) {
 		groups[0].Do(key, fn)
 		groups = groups[1:]
 	}), 0)
+}
+
+func TestStripesShareNoCacheLine(t *testing.T) {
+	check(t, "bytes of a stripe beyond full pairs of lines", unsafe.Sizeof(stripe{})%128, 0)
 }
 
 func TestHashIsSeededPerProcess(t *testing.T) {
@@ -1864,6 +1892,56 @@ func TestStripeGrowsAndShrinks(t *testing.T) {
 	})
 }
 
+func TestStripeHasBucketsForAsManyCallsAsNeedThem(t *testing.T) {
+	var s calls
+	var all []*call
+	for n := 1; n <= 2*chainMax+1; n++ {
+		all = append(all, s.begin(uint64(n), 1, key))
+		want := 2 * chainMax
+		switch {
+		case n <= chainMax:
+			want = 0
+		case n <= 2*chainMax:
+			want = chainMax
+		}
+		check(t, fmt.Sprint("buckets of ", n, " calls"), len(s.buckets), want)
+	}
+	for n := len(all) - 1; n >= 0; n-- {
+		s.finish(all[n])
+		want := 0
+		switch {
+		case n >= chainMax:
+			want = 2 * chainMax
+		case n >= chainMax/2:
+			want = chainMax
+		}
+		check(t, fmt.Sprint("buckets when ", n, " calls are left"), len(s.buckets), want)
+	}
+}
+
+func TestTagsTellWhichCallsAreNotInABucket(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	var b bucket
+	var all []*call
+	for step := range 4000 {
+		if r.IntN(20) < len(all) {
+			i := r.IntN(len(all))
+			b.pull(all[i])
+			all = slices.Delete(all, i, i+1)
+		} else {
+			all = append(all, &call{hash: r.Uint64()})
+			b.push(all[len(all)-1])
+		}
+		for want := range uint64(256) {
+			hash := want << 32
+			there := slices.ContainsFunc(all, func(c *call) bool { return tag(c.hash) == tag(hash) })
+			if got := b.mayHave(hash); got != (there || len(all) >= 8) {
+				t.Fatalf("step %d: mayHave is %t, with the tag %#x and %d calls", step, got, tag(hash), len(all))
+			}
+		}
+	}
+}
+
 func TestCallsOfEqualHashAreToldApart(t *testing.T) {
 	for _, others := range []int{0, 100} {
 		var s calls
@@ -2062,8 +2140,8 @@ func callsOf(g *Group) (n int) {
 	for i := range table {
 		s := &table[i]
 		s.mu.Lock()
-		for _, c := range append(s.buckets, s.chain) {
-			for ; c != nil; c = c.next {
+		for _, b := range append(s.buckets, s.few) {
+			for c := b.chain; c != nil; c = c.next {
 				if c.group == g.number.Load() {
 					n++
 				}
@@ -3216,7 +3294,7 @@ func TestNilContextPanics(t *testing.T) {
 		synctest.Wait()
 		for _, key := range []string{"key", "unknown key"} {
 			r := got(t, askContext(none, &g, key, j))
-			if _, carried := r.value.(PanicError); r.value == nil || carried {
+			if r.value != "singleflight: nil context" {
 				t.Errorf("%s: the caller got %v", key, r)
 			}
 			if !g.ForgetUnshared(key) {
@@ -3403,6 +3481,8 @@ func TestTypedResults(t *testing.T) {
 			"":                                `""`,
 			`say "when"`:                      `"say \"when\""`,
 			"\xff\x00\n":                      `"\xff\x00\n"`,
+			strings.Repeat("k", 64):           `"` + strings.Repeat("k", 64) + `"`,
+			strings.Repeat("k", 65):           `"` + strings.Repeat("k", 64) + `…"`,
 			strings.Repeat("k", 1<<20):        `"kkkkkkkkkk`,
 			strings.Repeat("\xff", 1<<20):     `"\xff\xff\xff\xff`,
 			strings.Repeat("é", 1<<20):        `"éééé`,
