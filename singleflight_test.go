@@ -2817,6 +2817,25 @@ func TestWhoeverWaitsWhenTheCallEndsGetsTheOutcome(t *testing.T) {
 
 // Here the caller may be anywhere between joining and being answered when its
 // context ends, which is after the call has.
+func TestWhoeverIsTooLateToLeaveWaitsForTheOutcome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g Group
+		j := newJob()
+		leader := askDo(&g, "key", j)
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		caller := askContext(ctx, &g, "key", j)
+		synctest.Wait()
+		c, _ := inFlight(&g, "key")
+		c.contexts.ended.Store(true) // as doCall does a moment before the outcome is there
+		cancel()
+		synctest.Wait()
+		silent(t, "before the outcome is there", caller)
+		j.giveBack(1, nil)
+		wantReply(t, answer{val: 1, shared: true}, leader, caller)
+	})
+}
+
 func TestCancellationAfterTheEndChangesNothing(t *testing.T) {
 	var g Group
 	for i := range 3000 {
