@@ -5150,6 +5150,9 @@ func TestSchedulesThatCrash(t *testing.T) {
 		})
 		return
 	}
+	if testing.Short() {
+		t.Skip("starts a process for each")
+	}
 	var crashed, agreed atomic.Int64
 	t.Run("in a child process", func(t *testing.T) {
 		for i, schedule := range list {
@@ -5207,7 +5210,11 @@ func TestRandomSchedules(t *testing.T) {
 	places := newPlaces()
 	r := rand.NewChaCha8([32]byte{})
 	b := make([]byte, 80)
-	for variant := range 2000 {
+	n := 2000
+	if testing.Short() || raceEnabled {
+		n = 300
+	}
+	for variant := range n {
 		r.Read(b)
 		play(t, places, &model{variant: variant, untied: variant%2 == 0}, func(p *player) { p.choose(b) })
 	}

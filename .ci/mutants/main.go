@@ -56,7 +56,7 @@ type mutant struct {
 	bare     bool // gremlins takes it for not covered
 
 	fate    fate
-	by      string        // the first test that fails, or runs when all comes to a standstill
+	by      string        // the test that fails, crashes or hangs
 	silence time.Duration // the longest in which the tests said nothing
 }
 

@@ -124,10 +124,12 @@ func (m *mutant) face(ctx context.Context, dir string, patience time.Duration) e
 		return ctx.Err()
 	case err == nil:
 		m.fate = lived
+	case testFailed.Match(out.heard.Bytes()): // if an example hung thereafter, that adds nothing
+		m.fate, m.by = killed, out.last(testFailed)
 	case context.Cause(patient) == errStandstill:
 		m.fate, m.by = timedOut, out.last(testBegun)
 	case errors.As(err, &exit):
-		m.fate, m.by = killed, out.failed()
+		m.fate, m.by = killed, out.last(testBegun)
 	default:
 		return err
 	}
@@ -150,18 +152,11 @@ func (l *listener) Write(p []byte) (int, error) {
 	return l.heard.Write(p)
 }
 
-// failed returns the test that has failed or crashed.
-func (l *listener) failed() string {
-	if found := testFailed.FindSubmatch(l.heard.Bytes()); found != nil {
-		return string(found[1])
-	}
-	return l.last(testBegun)
-}
-
+// last returns the name that was last heard in such a line.
 func (l *listener) last(re *regexp.Regexp) string {
 	all := re.FindAllSubmatch(l.heard.Bytes(), -1)
 	if all == nil {
-		return "before any test"
+		return "no test"
 	}
 	return string(all[len(all)-1][1])
 }
