@@ -715,6 +715,15 @@ func TestFirstUseByManyGivesOneNumber(t *testing.T) {
 	}
 }
 
+// All Groups would contend for the next number.
+func TestUsedGroupTakesNoFurtherNumber(t *testing.T) {
+	var g Group
+	g.Do(key, returns(1, nil))
+	last := lastNumber.Load()
+	g.Do(key, returns(1, nil))
+	check(t, "last number", lastNumber.Load(), last)
+}
+
 func TestResultsAreThoseOfFn(t *testing.T) {
 	err := &piece{"failed"}
 	for _, c := range []struct {
