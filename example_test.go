@@ -322,11 +322,15 @@ func ExamplePanicError() {
 	var group singleflight.Group
 	get := func(key string) (v any, err error) {
 		defer func() {
-			e, _ := recover().(error)
+			value := recover()
+			e, _ := value.(error)
 			var p singleflight.PanicError
-			if errors.As(e, &p) {
+			switch {
+			case errors.As(e, &p):
 				logger.Printf("panic in call of %s: %v\n%s", key, p.Value(), p.Stack())
 				err = fmt.Errorf("%s cannot be had", key)
+			case value != nil:
+				panic(value) // not fn's
 			}
 		}()
 		v, err, _ = group.Do(key, func() (any, error) {

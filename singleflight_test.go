@@ -774,7 +774,7 @@ func TestSendingHoldsNoLock(t *testing.T) {
 		// A channel without the room that DoChan's have keeps the leader sending.
 		full := make(chan Result)
 		c, _ := inFlight(&g, keys[0])
-		c.first.ch, c.shared = full, true
+		c.first, c.shared = full, true
 		w <- returns(1, nil)
 		synctest.Wait()
 		silent(t, "leader, still sending", leader)
@@ -785,6 +785,38 @@ func TestSendingHoldsNoLock(t *testing.T) {
 		check(t, "reader", <-full, Result{1, nil, true})
 		check(t, "leader", <-leader, answer{val: 1, shared: true})
 	})
+}
+
+func TestReadersAreAnsweredInTheOrderInWhichTheyCame(t *testing.T) {
+	for _, n := range []int{1, 2, 7, 8, 9, 15, 16, 100} {
+		t.Run(strconv.Itoa(n), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var g Group
+				w := make(gate)
+				leader := ask(&g, key, w.fn)
+				synctest.Wait()
+				c, _ := inFlight(&g, key)
+				chans := make([]chan Result, n) // without room, so that one waits for the other
+				for i := range chans {
+					chans[i] = make(chan Result)
+					if c.full() {
+						c.addRoom(new(readers))
+					}
+					c.join()
+					c.addReader(chans[i])
+				}
+				w <- returns(1, nil)
+				for i, reader := range chans {
+					synctest.Wait()
+					for _, later := range chans[i+1:] {
+						silent(t, "later reader", later)
+					}
+					check(t, "reader", <-reader, Result{1, nil, true})
+				}
+				check(t, "leader", <-leader, answer{val: 1, shared: true})
+			})
+		})
+	}
 }
 
 func TestWakingHoldsNoLockAndLeavesNothingToJoin(t *testing.T) {
@@ -1467,7 +1499,7 @@ var crashes = []struct {
 			w := make(gate)
 			ch := g.DoChan(key, w.fn)
 			ch2 := g.DoChan(key, unwanted(t))
-			asked := ask(&g, key, unwanted(t))
+			ask(&g, key, unwanted(t)) // and may recover before all is over
 			synctest.Wait()
 			w <- explodes(&piece{"error boom"})
 			select {
@@ -1475,8 +1507,6 @@ var crashes = []struct {
 				say("leader got", r)
 			case r := <-ch2:
 				say("reader got", r)
-			case a := <-asked:
-				say("joiner got", a)
 			}
 		},
 		want: []string{"panic: error boom\n", ".explode("},
@@ -1550,6 +1580,37 @@ var crashes = []struct {
 		},
 		want: []string{"panic: meddler has the key\n", ".explode("},
 	},
+	{
+		name: "all others get it as well",
+		crash: func(t *testing.T) {
+			var g Group
+			w := make(gate)
+			reader := g.DoChan(key, w.fn)
+			synctest.Wait()
+			others := []<-chan answer{ask(&g, key, unwanted(t)), attempt(func() (any, error, bool) {
+				return g.DoContext(t.Context(), key, neverCalled(t))
+			})}
+			synctest.Wait()
+			value := make(lastWords)
+			w <- explodes(value)
+			for _, other := range others {
+				if p, ok := (<-other).value.(PanicError); !ok || p.Value() != value {
+					say("another got no panic", nil)
+				}
+			}
+			close(value)
+			say("reader got", <-reader)
+		},
+		want: []string{"panic: last words\n", ".explode("},
+	},
+}
+
+// lastWords keeps the process from dying of it until it is closed.
+type lastWords chan struct{}
+
+func (l lastWords) Error() string {
+	<-l
+	return "last words"
 }
 
 func TestPanicWithReaderCrashes(t *testing.T) {
@@ -2953,49 +3014,248 @@ func TestNewcomerAfterTheLastLeaverGetsLiveContext(t *testing.T) {
 	})
 }
 
+// inTurn has each of steps bring a goroutine to the mutex of s, and lets them in, in
+// this order. Whoever takes the mutex once more gets it after all the others.
+//
+// That is how a mutex is handed on once somebody has found it taken for more than a
+// millisecond: it is starving. And the one who lets it go yields.
+func inTurn(t *testing.T, s *stripe, steps ...func()) {
+	t.Helper()
+	starving := func() bool {
+		const mutexStarving = 1 << 2 // in the first word, says internal/sync
+		return atomic.LoadInt32((*int32)(unsafe.Pointer(&s.mu)))&mutexStarving != 0
+	}
+	atMutex := func(n int) {
+		eventually(t, "goroutines at the mutex", func() bool {
+			return len(goroutines("[sync.Mutex.Lock", "singleflight.")) == n
+		})
+		start := time.Now()
+		eventually(t, "two milliseconds", func() bool { return time.Since(start) > 2*time.Millisecond })
+	}
+	s.mu.Lock()
+	for !starving() {
+		var gone atomic.Bool
+		go func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			gone.Store(true)
+		}()
+		atMutex(1)
+		s.mu.Unlock()
+		s.mu.Lock() // mostly before that goroutine awakes
+		eventually(t, "finding the mutex taken", func() bool { return starving() || gone.Load() })
+	}
+	for i, step := range steps {
+		step()
+		atMutex(1 + i + 1)
+	}
+	s.mu.Unlock()
+}
+
+// lead has ask lead a call of key, and waits until it is in flight.
+func (j *job) lead(t *testing.T, ask func(g *Group, key string, j *job) <-chan answer, g *Group, key string) <-chan answer {
+	t.Helper()
+	ch := ask(g, key, j)
+	eventually(t, "the start", func() bool { return j.runs.Load() == 1 })
+	return ch
+}
+
+func TestForgetUnsharedAndJoiningInTurn(t *testing.T) {
+	for _, asker := range askers {
+		for i, first := range []string{"ForgetUnshared", "joining"} {
+			t.Run(asker.name+"/"+first+" first", func(t *testing.T) {
+				var g Group
+				j, other := newJob(), newJob()
+				lead := askDo
+				if asker.name == "DoContext" {
+					lead = asker.ask // to join a call of another kind takes the lock twice
+				}
+				leader := j.lead(t, lead, &g, "key")
+				forgotten := make(chan bool)
+				var newcomer <-chan answer
+				steps := []func(){
+					func() { go func() { forgotten <- g.ForgetUnshared("key") }() },
+					func() { newcomer = asker.ask(&g, "key", other) },
+				}
+				inTurn(t, stripeOfKey(&g, "key"), steps[i], steps[1-i])
+				check(t, "ForgetUnshared", <-forgotten, i == 0)
+				if i == 0 {
+					other.giveBack("other", nil)
+					check(t, "newcomer", <-newcomer, answer{val: "other"})
+					j.giveBack("value", nil)
+					check(t, "leader", <-leader, answer{val: "value"})
+					return
+				}
+				j.giveBack("value", nil)
+				check(t, "leader", <-leader, answer{val: "value", shared: true})
+				check(t, "joiner", <-newcomer, answer{val: "value", shared: true})
+			})
+		}
+	}
+}
+
+func TestEndingAndLeavingInTurn(t *testing.T) {
+	for _, asker := range askers {
+		for i, first := range []string{"the end", "leaving"} {
+			t.Run("led by "+asker.name+"/"+first+" first", func(t *testing.T) {
+				var g Group
+				j := newJob()
+				leader := j.lead(t, asker.ask, &g, "key")
+				ctx, cancel := context.WithCancel(t.Context())
+				leaver := askContext(ctx, &g, "key", j)
+				eventually(t, "joining", func() bool { return joinersOf(&g, "key") == 1 })
+				steps := []func(){func() { j.giveBack("value", nil) }, cancel}
+				inTurn(t, stripeOfKey(&g, "key"), steps[i], steps[1-i])
+				want := answer{val: "value", shared: true}
+				check(t, "leader", <-leader, want)
+				if i == 1 {
+					want = answer{err: context.Canceled}
+				}
+				check(t, "leaver", <-leaver, want)
+			})
+		}
+	}
+}
+
+// Who comes too late to leave a call gets its panic, which otherwise nobody would get.
+func TestPanickingAndLeavingInTurn(t *testing.T) {
+	var g Group
+	j := newJob()
+	ctx, cancel := context.WithCancel(t.Context())
+	caller := j.lead(t, func(g *Group, key string, j *job) <-chan answer { return askContext(ctx, g, key, j) }, &g, "key")
+	inTurn(t, stripeOfKey(&g, "key"), func() { j.panics("value") }, cancel)
+	a := <-caller
+	if p, ok := a.value.(PanicError); !ok || p.Value() != "value" {
+		t.Errorf("the caller got %v", a)
+	}
+}
+
 // One leaves while another comes: either that one joins, and the call stays alive, or
 // the call is abandoned and it starts one of its own.
-func TestLeavingAndJoiningAtTheSameMoment(t *testing.T) {
-	for i, order := range []string{"the leaver first", "the newcomer first"} {
-		t.Run(order, func(t *testing.T) {
+func TestLeavingAndJoiningInTurn(t *testing.T) {
+	for _, asker := range askers {
+		for i, first := range []string{"leaving", "joining"} {
+			t.Run(asker.name+"/"+first+" first", func(t *testing.T) {
+				var g Group
+				j, other := newJob(), newJob()
+				ctx, cancel := context.WithCancel(t.Context())
+				leaver := j.lead(t, func(g *Group, key string, j *job) <-chan answer { return askContext(ctx, g, key, j) }, &g, "key")
+				var newcomer <-chan answer
+				steps := []func(){cancel, func() { newcomer = asker.ask(&g, "key", other) }}
+				inTurn(t, stripeOfKey(&g, "key"), steps[i], steps[1-i])
+				check(t, "leaver", <-leaver, answer{err: context.Canceled})
+				if i == 0 {
+					check(t, "error of the context of an fn that was given up", j.ctx.Err(), context.Canceled)
+					other.giveBack("other", nil)
+					check(t, "newcomer", <-newcomer, answer{val: "other"})
+					j.giveBack("value", nil)
+					return
+				}
+				check(t, "error of fn's context", j.ctx.Err(), nil)
+				j.giveBack("value", nil)
+				check(t, "joiner", <-newcomer, answer{val: "value", shared: true})
+			})
+		}
+	}
+}
+
+// A caller lets go of the mutex to allocate what it needs for joining the call. If that
+// has gone meanwhile, it starts one.
+func TestCallThatGoesBeforeItIsJoined(t *testing.T) {
+	fullOfReaders := func(c *call) bool { return c != nil && c.full() }
+	for _, asker := range askers[1:] {
+		for _, goes := range []string{"forgotten", "ended", "forgotten, and there is another"} {
+			t.Run(asker.name+"/"+goes, func(t *testing.T) {
+				var g Group
+				s := stripeOfKey(&g, "key")
+				old, own := newJob(), newJob()
+				leader := old.lead(t, askDo, &g, "key")
+				var readers []<-chan Result
+				if asker.name == "DoChan" {
+					for !fullOfReaders(callOf(&g, "key")) {
+						readers = append(readers, g.DoChan("key", unwanted(t)))
+					}
+				}
+				var newcomer, another <-chan answer
+				come := func() { newcomer = asker.ask(&g, "key", own) }
+				switch goes {
+				case "forgotten":
+					inTurn(t, s, come, func() { go g.Forget("key") })
+				case "ended":
+					inTurn(t, s, come, func() { old.giveBack("old", nil) })
+				default:
+					inTurn(t, s, come, func() { go g.Forget("key") }, func() { another = askDo(&g, "key", own) })
+				}
+				want := answer{val: "own", shared: another != nil}
+				if another != nil {
+					eventually(t, "joining", func() bool { return joinersOf(&g, "key") == 1 })
+				}
+				own.giveBack("own", nil)
+				check(t, "newcomer", <-newcomer, want)
+				if another != nil {
+					check(t, "another", <-another, want)
+				}
+				if goes != "ended" {
+					old.giveBack("old", nil)
+				}
+				shared := len(readers) > 0
+				check(t, "leader", <-leader, answer{val: "old", shared: shared})
+				for _, r := range readers {
+					check(t, "reader", <-r, Result{"old", nil, shared})
+				}
+				check(t, "runs", own.runs.Load(), 1)
+			})
+		}
+	}
+}
+
+// The same for a caller that wants to start one with DoContext.
+func TestCallThatComesBeforeDoContextStartsOne(t *testing.T) {
+	for _, asker := range askers {
+		t.Run(asker.name, func(t *testing.T) {
 			var g Group
-			leaverIsGone := make(chan struct{})
-			fn := func(ctx context.Context) (any, error) {
-				<-leaverIsGone
-				return "value", ctx.Err()
+			own, other := newJob(), newJob()
+			var caller, leader <-chan answer
+			inTurn(t, stripeOfKey(&g, "key"),
+				func() { caller = askContext(t.Context(), &g, "key", own) },
+				func() { leader = asker.ask(&g, "key", other) })
+			eventually(t, "joining", func() bool { return joinersOf(&g, "key") == 1 })
+			select {
+			case other.how <- returns("value", nil):
+			case own.how <- returns("value", nil):
+				// Between two callers of DoContext, the one who comes back first leads.
+				if asker.name != "DoContext" {
+					t.Error("the caller of DoContext has led")
+				}
 			}
-			do := func(ctx context.Context) <-chan answer {
-				return attempt(func() (any, error, bool) { return g.DoContext(ctx, "key", fn) })
-			}
-			ctx, cancel := context.WithCancel(t.Context())
-			leaver := do(ctx)
-			eventually(t, "the start", func() bool { return callOf(&g, "key") != nil })
-			var newcomer <-chan answer
-			steps := []func(){cancel, func() { newcomer = do(t.Context()) }}
-			s := stripeOfKey(&g, "key")
-
-			s.mu.Lock()
-			for n := range steps {
-				steps[n^i]()
-				eventually(t, "callers at the lock", func() bool {
-					return len(goroutines("[sync.Mutex.Lock", "(*Group).DoContext(")) > n
-				})
-			}
-			// A mutex that somebody has waited for in vain for a millisecond goes to those
-			// who wait in turn, so that the other one comes in wherever the first lets go.
-			s.mu.Unlock()
-			s.mu.Lock()
-			again := time.Now()
-			eventually(t, "a millisecond", func() bool { return time.Since(again) > 2*time.Millisecond })
-			s.mu.Unlock()
-
-			<-leaver
-			close(leaverIsGone)
-			if a := <-newcomer; a.val != "value" || a.err != nil {
-				t.Errorf("the newcomer got %v", a)
-			}
+			want := answer{val: "value", shared: true}
+			check(t, "leader", <-leader, want)
+			check(t, "caller", <-caller, want)
+			check(t, "runs", own.runs.Load()+other.runs.Load(), 1)
 		})
 	}
+}
+
+// A caller within an fn lets go of the mutex to look for a ring, too.
+func TestCallThatGoesWhileARingIsLookedFor(t *testing.T) {
+	var g Group
+	outer, old := newJob(), newJob()
+	outside := outer.lead(t, askers[2].ask, &g, "outer")
+	oldLeader := old.lead(t, askers[2].ask, &g, "key")
+	other := newJob()
+	var leader, caller <-chan answer
+	inTurn(t, stripeOfKey(&g, "key"),
+		func() { caller = askContext(outer.ctx, &g, "key", outer) },
+		func() { go g.Forget("key") },
+		func() { leader = askDo(&g, "key", other) })
+	eventually(t, "the caller joins", func() bool { return joinersOf(&g, "key") == 1 })
+	old.giveBack("old", nil)
+	check(t, "leader of the old call", <-oldLeader, answer{val: "old"})
+	other.giveBack("value", nil)
+	check(t, "leader", <-leader, answer{val: "value", shared: true})
+	check(t, "caller", <-caller, answer{val: "value", shared: true})
+	outer.giveBack(nil, nil)
+	<-outside
 }
 
 func TestPlainCallersKeepTheCallAlive(t *testing.T) {
@@ -3120,7 +3380,7 @@ func TestFnContextIsCancelledBeforeAnyoneIsAnswered(t *testing.T) {
 					c := callOf(&g, "key")
 					if name != "panic" {
 						c.join()
-						c.addReader(slow, nil)
+						c.addReader(slow)
 					}
 					if err := j.ctx.Err(); err != nil {
 						t.Fatalf("while fn runs, its context has the error %v", err)
