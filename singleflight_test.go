@@ -1097,6 +1097,9 @@ func TestUsedGroupIsSmall(t *testing.T) {
 
 func TestStripesShareNoCacheLine(t *testing.T) {
 	check(t, "bytes of a stripe beyond full pairs of lines", unsafe.Sizeof(stripe{})%128, 0)
+	if padding := unsafe.Sizeof(stripe{}) - unsafe.Sizeof(calls{}); padding > 128 {
+		t.Errorf("%d bytes of padding", padding)
+	}
 }
 
 func TestHashIsSeededPerProcess(t *testing.T) {
@@ -1969,6 +1972,36 @@ func TestStripeGrowsAndShrinks(t *testing.T) {
 		}
 		check(t, "buckets in the end", len(s.buckets), 0)
 	})
+}
+
+// Forget leaves it to the ends of the calls to give the buckets back.
+func TestForgettingTheLastCallEmptiesItsBucket(t *testing.T) {
+	var s calls
+	var all []*call
+	for n := range 2*chainMax + 1 {
+		all = append(all, s.begin(uint64(n), 1, key))
+	}
+	for _, c := range all {
+		s.forget(c)
+		if !c.out || c.next != nil || s.find(c.hash, c.group, c.key) != nil {
+			t.Fatalf("the call of hash %d is not out of the table", c.hash)
+		}
+	}
+	check(t, "number of calls", s.n, 0)
+	for _, b := range s.buckets {
+		check(t, "bucket", b, bucket{})
+	}
+	s.shrink()
+	check(t, "buckets after one call has ended", len(s.buckets), chainMax)
+}
+
+func TestTagsTellCallsApart(t *testing.T) {
+	tags := make(map[uint64]bool)
+	for i := range uint64(256) {
+		tags[tag(i<<32)] = true
+	}
+	check(t, "tags", len(tags), 128) // the lowest bit is always set
+	check(t, "tags with 0", tags[0], false)
 }
 
 func TestStripeHasBucketsForAsManyCallsAsNeedThem(t *testing.T) {

@@ -20,7 +20,7 @@ import (
 // The tests name every test that begins. They have come to a standstill when they
 // have said nothing for this long, and for longer than they do on a sound library.
 const (
-	patience = 20 * time.Second
+	patience = 10 * time.Second
 	longer   = 5
 )
 
