@@ -209,6 +209,11 @@ func goroutineID() string {
 	return string(id)
 }
 
+// hash returns the hash of key in the Group, and the Group's number.
+func (g *Group) hash(key string) (hash, group uint64) {
+	return hashOf(key) ^ g.id(), g.id()
+}
+
 // inFlight returns the call of key that can be joined, and nil if there is none,
 // and whether it has been joined.
 func inFlight(g *Group, key string) (c *call, joined bool) {
