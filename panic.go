@@ -48,9 +48,9 @@ func (o *outcome) give() (any, error) {
 }
 
 // A PanicError is what [Group.Do] and [Group.DoContext] panic with when fn has
-// panicked: the value that they panic with is a PanicError, the same for all who
-// waited for fn. So are errors that wrap it, to [errors.As]. Its text is the
-// value's, an empty line, and the stack.
+// panicked: one value, the same for all who waited. In errors that wrap it,
+// [errors.As] finds it. Its text is what fn panicked with, an empty line, and the
+// stack.
 type PanicError interface {
 	error
 

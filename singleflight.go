@@ -44,7 +44,9 @@
 // with, then an empty line and the stack of fn's panic, and it unwraps to the value
 // if that is an error. The key is free by then. A panic cannot be raised in a caller
 // that holds a channel, so if there is at least one of those the process crashes,
-// with the value and that stack in its output; no recover can prevent it.
+// with the value and that stack in its output; no recover can prevent it. It crashes
+// as well if all callers have left by then (see [Group.DoContext]): no panic is ever
+// swallowed.
 //
 // If fn calls [runtime.Goexit], so do all callers waiting in Do or DoContext: their
 // deferred functions run, and the method does not return. A channel gets
@@ -52,12 +54,12 @@
 //
 // # Memory model
 //
-// In the terminology of the Go memory model, the return of fn synchronizes
-// before the return of every Do and DoContext and the receive of every Result that
-// it answers, and before the start of the next call of the same key, unless the call
-// was forgotten or given up. Then what precedes Forget, or the leaving of the last
-// caller, synchronizes before the call that this makes room for. Calls of different
-// keys are not ordered.
+// In the terminology of the Go memory model, the end of fn, by return, panic or
+// Goexit, synchronizes before the end of every Do and DoContext and the receive of
+// every Result that it answers, and before the start of the next call of the same key,
+// unless the call was forgotten or given up. Then what precedes Forget or
+// ForgetUnshared, or the leaving of the last caller, synchronizes before the call that
+// this makes room for. Calls of different keys are not ordered.
 //
 // # Tests with synctest
 //
@@ -68,7 +70,7 @@
 // edge of a bubble, without being durably blocked; DoChan and DoContext may not,
 // since the channels of a bubble cannot be used outside.
 //
-// # Differences from golang.org/x/sync/singleflight
+// # Differences from golang.org/x/sync/singleflight v0.24.0
 //
 //   - When fn calls Goexit, a channel from DoChan gets a Result with
 //     [ErrGoexit]. There it is left without one, for ever.
@@ -83,14 +85,15 @@
 //   - No lock is held while results are handed out or while the process dies of
 //     a panic, so ending a call with very many callers does not stall other
 //     keys, and a panic value may use the Group when it is printed.
-//   - The memory that a burst of keys needed is given back.
+//   - The memory that a burst of keys needed is given back. There the map of a
+//     Group never shrinks.
 //   - Calls of different keys in one Group are not ordered by the Group. There
 //     its mutex orders them.
 //   - The calls in flight are not kept in the Group but in one table for the
 //     whole process. So two Groups that have been used are not
 //     [reflect.DeepEqual], a debugger does not find a Group's calls in it, and a
-//     goroutine stuck in a call does not look leaked to the runtime's
-//     goroutine-leak profile only because its Group is unreachable.
+//     goroutine stuck in a call of a Group that was dropped looks alive to the
+//     runtime's goroutine-leak profile.
 //   - ForgetUnshared, DoContext, the typed functions, [PanicError], [ErrGoexit] and
 //     [ErrRecursive] are only here.
 //
@@ -128,7 +131,7 @@ type Group struct {
 }
 
 // Result is what a channel from [Group.DoChan] delivers: what [Group.Do] would
-// have returned.
+// have returned, and [ErrGoexit] if fn has called [runtime.Goexit].
 type Result struct {
 	Val    any   // the value that fn returned
 	Err    error // the error that fn returned, or ErrGoexit
@@ -270,21 +273,23 @@ var ErrRecursive = errors.New("singleflight: call would wait for itself")
 // If there is none it starts one: fn runs on a new goroutine, with a context that
 // has the values of this ctx but neither its deadline nor its cancellation.
 //
-// That context is cancelled in two cases. First, when the last caller has left,
-// before DoContext returns to it. In the same step the call is forgotten, so that
-// no one can join a call that has been given up. A caller waiting in Do, or one
-// that holds a channel from DoChan, cannot leave, so it keeps the call going; a
-// call that Do or DoChan started has no such context, and nothing ends it early.
-// fn has to heed its context: one that does not runs on, next to the calls that
-// follow. Work that should be finished even if nobody waits any more is for
-// DoChan. Second, it is cancelled when fn is done, before any caller is answered.
-// So fn must not return anything that is bound to it, such as the body of an HTTP
-// response that is still to be read.
+// That context is cancelled when the last caller has left, before DoContext returns
+// to it, and when fn is done, before any caller is answered.
+//
+// In the step in which the last caller leaves, the call is forgotten, so that no one
+// can join a call that has been given up. A caller waiting in Do, or one that holds a
+// channel from DoChan, cannot leave, so it keeps the call going; a call that Do or
+// DoChan started has no such context, and nothing ends it early. fn has to heed its
+// context: one that does not runs on, next to the calls that follow. Work that should
+// be finished even if nobody waits any more is for DoChan.
+//
+// As it is cancelled when fn is done, fn must not return anything that is bound to it,
+// such as the body of an HTTP response that is still to be read.
 //
 // If ctx is done when DoContext is called, it returns (nil, ctx.Err(), false) and
-// neither starts nor joins a call. It returns the same when it leaves: when it finds,
-// while it waits and the call has not ended, that ctx is done. A caller who has not
-// left when the call ends gets what fn came to, even if ctx was done a moment before,
+// neither starts nor joins a call. It returns the same when it leaves: when ctx is done
+// while it waits, unless the call has ended by the time that it notices. A caller who
+// has not left when the call ends gets what fn came to, even if ctx was done before,
 // and whatever becomes of ctx thereafter: v and err as fn returned them, and shared,
 // which is true if anybody joined, even one who has left.
 //
@@ -298,8 +303,8 @@ var ErrRecursive = errors.New("singleflight: call would wait for itself")
 // such waits returns (nil, [ErrRecursive], false) at once: one in fn for the key
 // that fn runs for, say, or the second of two calls that each ask for the other.
 // All Groups count together, and so do all goroutines that use an fn's context. A
-// caller waits until it has left; that a ctx would end the ring is no reason to let it
-// close. Waits through Do and DoChan are not seen, nor are those with a context that
+// ring is refused even if a deadline would break it later: a caller counts as waiting
+// until it has left. Waits through Do and DoChan are not seen, nor are those with a context that
 // comes from no fn, or from one whose call has ended. So a ring with one of them in it
 // never ends unless a ctx does.
 //
@@ -351,8 +356,8 @@ func (g *Group) DoContext(ctx context.Context, key string, fn func(context.Conte
 	return v, err, c.shared
 }
 
-// Do is [Group.Do] with the type of the result. It is for Groups whose calls of key
-// all return a V, and it panics and exits in the same way.
+// Do is [Group.Do] with the type of the result, for use where all calls of a key
+// return a V. It panics and exits as [Group.Do] does.
 //
 // If the call that it joins was started with another type, what counts is the value
 // itself: it matches if it is a V, by type assertion, so any value that implements V
@@ -433,9 +438,9 @@ func (c *call) join() {
 	c.waiting++
 }
 
-// readers is a list of channels, in blocks of some, the latest block first. If each
-// had a node of its own, joining a call with 1,000 readers or more took a fifth longer:
-// for the node, and for a second look into the table after making it.
+// readers is a list of channels, in blocks of seven, the latest block first. If each
+// had a node of its own, joining a call with 1,000 readers or more would take a fifth
+// longer: for the node, and for a second look into the table after making it.
 type readers struct {
 	chans [7]chan<- Result // in the order in which they came
 	next  *readers
@@ -665,8 +670,8 @@ type contextCall struct {
 // waitsFor reports whether the call of x waits for that of y, directly or through
 // others, or is the same. seen holds the calls that have been looked at.
 //
-// Waits only end while waitsMu is held, they are never added. So all the waits
-// that it finds were there together when it began.
+// While waitsMu is held no wait is added; the end of a call can only take some away.
+// So all the waits that it finds were there together when it began.
 func (x *contexts) waitsFor(y *contexts, seen map[*contexts]bool) bool {
 	if x == y {
 		return true
@@ -716,8 +721,9 @@ func (g *Group) attend(ctx context.Context, key string, fn func(context.Context)
 	var made, checked *contexts
 	var fresh *contextCall
 	for {
-		// What takes time is done without the lock. Then the call is looked for
-		// again, and if it is another one, so is everything.
+		// What takes time, allocating and looking for a ring, is done without the
+		// lock. Then the call is looked for again, and if it is another one, so is
+		// a ring.
 		s.mu.Lock()
 		c := s.find(hash, group, key)
 		var x *contexts
@@ -784,7 +790,7 @@ func (c *call) leave() bool {
 // it, and some between are the tag in the bucket.
 const (
 	stripeBits = 8
-	chainMax   = 8 // a stripe with at most so many calls has a single bucket
+	chainMax   = 8 // a stripe with more calls gets buckets, and at least so many
 )
 
 var (
@@ -862,7 +868,7 @@ func stripeOf(hash uint64) *stripe {
 }
 
 // id returns the Group's number. The hash of a key in the Group is hashOf(key) ^ id:
-// two small functions, for the compiler to inline, as a call takes a fiftieth of a Do.
+// two small functions, for the compiler to inline, which saves a fiftieth of a Do.
 func (g *Group) id() uint64 {
 	if number := g.number.Load(); number != 0 {
 		return number

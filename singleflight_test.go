@@ -214,17 +214,6 @@ func (g *Group) hash(key string) (hash, group uint64) {
 	return hashOf(key) ^ g.id(), g.id()
 }
 
-// inFlight returns the call of key that can be joined, and nil if there is none,
-// and whether it has been joined.
-func inFlight(g *Group, key string) (c *call, joined bool) {
-	hash, group := g.hash(key)
-	s := stripeOf(hash)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c = s.find(hash, group, key)
-	return c, c != nil && c.shared
-}
-
 func stripeOfKey(g *Group, key string) *stripe {
 	hash, _ := g.hash(key)
 	return stripeOf(hash)
@@ -522,10 +511,7 @@ func TestCallLeavesTheTableBeforeItIsAnswered(t *testing.T) {
 	var g Group
 	w := make(gate)
 	leader := ask(&g, key, w.fn)
-	eventually(t, "the call is in flight", func() bool {
-		c, _ := inFlight(&g, key)
-		return c != nil
-	})
+	eventually(t, "the call is in flight", func() bool { return callOf(&g, key) != nil })
 	joiner := ask(&g, key, unwanted(t))
 	joinerWaits := func() bool { return len(goroutines("sync.WaitGroup.Wait", ".(*Group).Do(")) == 1 }
 	eventually(t, "the joiner waits", joinerWaits)
@@ -643,7 +629,7 @@ func TestReaderThatComesAsTheCallEndsIsAnswered(t *testing.T) {
 		for range 1000 {
 			wg.Go(func() {
 				for range 100 {
-					<-g.DoChan(key, func() (any, error) { return 1, nil })
+					check(t, "value", (<-g.DoChan(key, returns(1, nil))).Val, any(1))
 				}
 			})
 		}
@@ -778,7 +764,7 @@ func TestSendingHoldsNoLock(t *testing.T) {
 		synctest.Wait()
 		// A channel without the room that DoChan's have keeps the leader sending.
 		full := make(chan Result)
-		c, _ := inFlight(&g, keys[0])
+		c := callOf(&g, keys[0])
 		c.first, c.shared = full, true
 		w <- returns(1, nil)
 		synctest.Wait()
@@ -800,7 +786,7 @@ func TestReadersAreAnsweredInTheOrderInWhichTheyCame(t *testing.T) {
 				w := make(gate)
 				leader := ask(&g, key, w.fn)
 				synctest.Wait()
-				c, _ := inFlight(&g, key)
+				c := callOf(&g, key)
 				chans := make([]chan Result, n) // without room, so that one waits for the other
 				for i := range chans {
 					chans[i] = make(chan Result)
@@ -1024,7 +1010,7 @@ func TestUnjoinedCallIsUsedAgain(t *testing.T) {
 	var used [3]*call
 	for i := range used {
 		g.Do(key, func() (any, error) {
-			used[i], _ = inFlight(&g, key)
+			used[i] = callOf(&g, key)
 			return nil, nil
 		})
 		check(t, "spare call", s.spare, used[i])
@@ -1086,9 +1072,7 @@ func TestUnjoinedDoChanAllocatesThrice(t *testing.T) {
 }
 
 func TestUsedGroupIsSmall(t *testing.T) {
-	if size := unsafe.Sizeof(Group{}); size > 16 {
-		t.Errorf("a Group has %d bytes", size)
-	}
+	check(t, "bytes of a Group", unsafe.Sizeof(Group{}), 8)
 	fn := returns(nil, nil)
 	groups := make([]Group, 1001)
 	for i := range table {
@@ -1291,10 +1275,7 @@ func useWithJoining(t *testing.T) {
 	w := make(gate)
 	ch := bubbled.DoChan(key, w.fn)
 	asked := ask(&bubbled, key, unwanted(t))
-	eventually(t, "the call is joined", func() bool {
-		_, joined := inFlight(&bubbled, key)
-		return joined
-	})
+	eventually(t, "joining", func() bool { return joinersOf(&bubbled, key) == 1 })
 	w <- returns(1, nil)
 	check(t, "leader", <-ch, Result{1, nil, true})
 	check(t, "joiner", <-asked, answer{val: 1, shared: true})
@@ -1335,10 +1316,7 @@ func TestCallMayBeJoinedAcrossTheEdgeOfABubble(t *testing.T) {
 		check(t, "leader", answer{val: v, err: err, shared: shared}, answer{val: 1, shared: true})
 	}
 	join := func(t *testing.T) {
-		eventually(t, "the call is in flight", func() bool {
-			c, _ := inFlight(&bubbled, key)
-			return c != nil
-		})
+		eventually(t, "the call is in flight", func() bool { return callOf(&bubbled, key) != nil })
 		v, err, shared := bubbled.Do(key, unwanted(t))
 		check(t, "joiner", answer{val: v, err: err, shared: shared}, answer{val: 1, shared: true})
 	}
@@ -1964,7 +1942,7 @@ func TestStripeGrowsAndShrinks(t *testing.T) {
 			}
 		}
 		for i, k := range keys {
-			c, _ := inFlight(&g, k)
+			c := callOf(&g, k)
 			check(t, "in flight", c != nil && c.key == k, !forgotten(i))
 		}
 		for _, i := range rand.New(rand.NewPCG(1, 2)).Perm(len(keys)) {
@@ -2127,7 +2105,7 @@ func TestVetWarnsOfACopiedGroup(t *testing.T) {
 }
 
 func askDo(g *Group, key string, j *job) <-chan answer {
-	return attempt(func() (any, error, bool) { return g.Do(key, j.plain) })
+	return ask(g, key, j.plain)
 }
 
 func askChan(g *Group, key string, j *job) <-chan answer {
@@ -2211,7 +2189,7 @@ func (j *job) plain() (any, error) {
 }
 
 func (j *job) giveBack(val any, err error) {
-	j.how <- func() (any, error) { return val, err }
+	j.how <- returns(val, err)
 }
 
 func (j *job) panics(value any) {
@@ -2219,15 +2197,12 @@ func (j *job) panics(value any) {
 }
 
 func (j *job) exits() {
-	j.how <- func() (any, error) { runtime.Goexit(); return nil, nil }
+	j.how <- exits
 }
 
 // neverCalled is an fn that must not be called.
 func neverCalled(t *testing.T) func(context.Context) (any, error) {
-	return func(context.Context) (any, error) {
-		t.Error("fn was called")
-		return nil, nil
-	}
+	return func(context.Context) (any, error) { return unwanted(t)() }
 }
 
 // callOf returns the call of key that can be joined, or nil.
@@ -2950,8 +2925,6 @@ func TestWhoeverWaitsWhenTheCallEndsGetsTheOutcome(t *testing.T) {
 	}
 }
 
-// Here the caller may be anywhere between joining and being answered when its
-// context ends, which is after the call has.
 func TestWhoeverIsTooLateToLeaveWaitsForTheOutcome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g Group
@@ -2961,7 +2934,7 @@ func TestWhoeverIsTooLateToLeaveWaitsForTheOutcome(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		caller := askContext(ctx, &g, "key", j)
 		synctest.Wait()
-		c, _ := inFlight(&g, "key")
+		c := callOf(&g, "key")
 		c.contexts.ended.Store(true) // as doCall does a moment before the outcome is there
 		cancel()
 		synctest.Wait()
@@ -2971,6 +2944,8 @@ func TestWhoeverIsTooLateToLeaveWaitsForTheOutcome(t *testing.T) {
 	})
 }
 
+// Here the caller may be anywhere between joining and being answered when its
+// context ends, which is after the call has.
 func TestCancellationAfterTheEndChangesNothing(t *testing.T) {
 	var g Group
 	for i := range 3000 {
@@ -3517,7 +3492,7 @@ func TestPanicReachesExactlyThoseWaiting(t *testing.T) {
 	}
 }
 
-func TestPanicReachesTheOneWhoStaysWhenTheStarterHasLeft(t *testing.T) {
+func TestPanicOfForgottenCallReachesTheOneWhoStays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g Group
 		j := newJob()
@@ -3530,8 +3505,9 @@ func TestPanicReachesTheOneWhoStaysWhenTheStarterHasLeft(t *testing.T) {
 		cancel()
 		wantReply(t, answer{err: context.Canceled}, starter)
 		j.panics("the value")
-		if p, ok := got(t, stays).value.(PanicError); !ok || p.Value() != "the value" {
-			t.Errorf("who stayed got %v", p)
+		a := got(t, stays)
+		if p, ok := a.value.(PanicError); !ok || p.Value() != "the value" {
+			t.Errorf("who stayed got %v", a)
 		}
 	})
 }
@@ -3581,7 +3557,10 @@ func TestPanicThatNobodyCanTakeCrashesTheProcess(t *testing.T) {
 		"a reader started": func() {
 			ctx, cancel := context.WithCancel(context.Background())
 			g.DoChan("key", func() (any, error) { return panicsInTheEnd(ctx) })
-			time.AfterFunc(time.Millisecond, cancel)
+			go func() {
+				eventually(t, "joining", func() bool { return joinersOf(&g, "key") == 1 })
+				cancel()
+			}()
 			g.DoContext(context.Background(), "key", nil)
 		},
 	}
@@ -3590,19 +3569,13 @@ func TestPanicThatNobodyCanTakeCrashesTheProcess(t *testing.T) {
 			defer func() { recover() }()
 			run()
 		}()
-		time.Sleep(10 * time.Second) // to be ended by the crash
-		return
+		select {} // until the crash
 	}
 	for name := range cases {
 		out, code := child(t, crashEnv+"="+name, "GOTRACEBACK=all")
-		if code == 0 {
-			t.Errorf("%s: the process did not crash", name)
-		}
+		check(t, name+": exit code", code, 2)
 		if !strings.Contains(out, "panic: the value of the panic") || !strings.Contains(out, "panicsInTheEnd(") {
 			t.Errorf("%s: the output has not got the value and the frame of fn:\n%s", name, out)
-		}
-		if strings.Contains(out, "test timed out") {
-			t.Errorf("%s: the process was not ended by the panic:\n%s", name, out)
 		}
 	}
 }
@@ -3655,12 +3628,10 @@ func TestNilContextPanics(t *testing.T) {
 			if r.value != "singleflight: nil context" {
 				t.Errorf("%s: the caller got %v", key, r)
 			}
+			check(t, "a call of "+key+" is in flight", callOf(&g, key) != nil, key == "key")
 			if !g.ForgetUnshared(key) {
 				t.Errorf("%s: the caller has joined", key)
 			}
-		}
-		if n := callsOf(&g); n != 0 {
-			t.Errorf("%d calls are in the table", n)
 		}
 		j.giveBack(1, nil)
 		wantReply(t, answer{val: 1}, leader)
@@ -3890,7 +3861,7 @@ func askTyped[V any](t *testing.T, key string, val any, err error) (v V, vErr er
 		j.giveBack(val, err)
 		wantReply(t, answer{}, leader, a, b)
 		one, two := <-results, <-results
-		if !reflect.DeepEqual(one, two) && fmt.Sprint(one.err) != fmt.Sprint(two.err) {
+		if !reflect.DeepEqual(one.v, two.v) || fmt.Sprint(one.err) != fmt.Sprint(two.err) {
 			t.Errorf("Do and DoContext differ: %v, %v", one, two)
 		}
 		v, vErr = one.v, one.err
@@ -4093,7 +4064,7 @@ func TestRingOfThreeInThreeGroups(t *testing.T) {
 	})
 }
 
-func TestRingThroughFnThatDoCalled(t *testing.T) {
+func TestWhoeverHasFnsContextCountsAsFn(t *testing.T) {
 	for _, plain := range askers[:2] {
 		t.Run(plain.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -4170,7 +4141,7 @@ func TestRingThroughForgottenCall(t *testing.T) {
 	})
 }
 
-func TestRingThroughAbandonedCall(t *testing.T) {
+func TestRingThroughCallWhoseStarterHasLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g Group
 		a, b := newJob(), newJob()
@@ -4934,11 +4905,11 @@ func (s step) String() string {
 	case opCancel:
 		return fmt.Sprintf("%d cancelled", s.n)
 	case opReturn:
-		return fmt.Sprintf("%d didReturn", s.n)
+		return fmt.Sprintf("%d returns", s.n)
 	case opPanic:
-		return fmt.Sprintf("%d didPanic", s.n)
+		return fmt.Sprintf("%d panics", s.n)
 	}
-	return fmt.Sprintf("%d didExit", s.n)
+	return fmt.Sprintf("%d exits", s.n)
 }
 
 // next lists the steps that can follow, with so many keys at most. Unless all are

@@ -128,7 +128,7 @@ type floorGroup struct {
 }
 
 func (f *floorGroup) Do(key string, w work) {
-	hash := maphash.String(f.seed, key)
+	hash := maphash.Comparable(f.seed, key)
 	f.mu.Lock()
 	f.hash = hash
 	f.mu.Unlock()

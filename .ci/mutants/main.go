@@ -171,7 +171,7 @@ func report(heading string, mutants []*mutant) error {
 		fmt.Printf("%d are not covered, as gremlins sees it, and were tried all the same\n", bare)
 	}
 	var wrong []error
-	if efficacy < enough {
+	if !(efficacy >= enough) { // NaN if there are none
 		wrong = append(wrong, fmt.Errorf("%s: efficacy is below %d %%", heading, enough))
 	}
 	slices.SortFunc(mutants, byPosition)
