@@ -1974,7 +1974,10 @@ func TestForgettingTheLastCallEmptiesItsBucket(t *testing.T) {
 	for _, b := range s.buckets {
 		check(t, "bucket", b, bucket{})
 	}
-	s.shrink()
+	c := s.begin(1, 1, key)
+	check(t, "call that is the only one", s.find(1, 1, key), c)
+	check(t, "calls beside the buckets", s.few, bucket{})
+	s.finish(c)
 	check(t, "buckets after one call has ended", len(s.buckets), chainMax)
 }
 

@@ -15,4 +15,5 @@ var explanations = map[string]string{
 	"LEFT_OUT: (*calls).look: ▸if !b.mayHave(hash) {":                                       "only speed: the calls are looked at themselves",
 	"LEFT_OUT: (*calls).look: ▸return nil":                                                  "only speed, in the same way",
 	"LEFT_OUT: (*calls).remove: ▸if s.n == 0 && s.few.chain == c {":                         "only speed: pull takes it out",
+	"LEFT_OUT: (*calls).add: ▸if s.n == 1 && s.buckets == nil {":                            "only speed: push does the same",
 }
