@@ -304,9 +304,9 @@ var ErrRecursive = errors.New("singleflight: call would wait for itself")
 // that fn runs for, say, or the second of two calls that each ask for the other.
 // All Groups count together, and so do all goroutines that use an fn's context. A
 // ring is refused even if a deadline would break it later: a caller counts as waiting
-// until it has left. Waits through Do and DoChan are not seen, nor are those with a context that
-// comes from no fn, or from one whose call has ended. So a ring with one of them in it
-// never ends unless a ctx does.
+// until it has left. Waits through Do and DoChan are not seen, nor are those with a
+// context that comes from no fn, or from one whose call has ended. So a ring with one
+// of them in it never ends unless a ctx does.
 //
 // DoContext panics if ctx is nil. A nil fn panics as described for [Group.Do].
 func (g *Group) DoContext(ctx context.Context, key string, fn func(context.Context) (any, error)) (v any, err error, shared bool) {
@@ -316,15 +316,15 @@ func (g *Group) DoContext(ctx context.Context, key string, fn func(context.Conte
 	if err := ctx.Err(); err != nil {
 		return nil, err, false
 	}
-	cancelled := ctx.Done()
+	cancelled, group := ctx.Done(), g.id()
 	from, _ := ctx.Value(contextsKey{}).(*contexts) // the call whose fn asks
 	if from != nil && from.ended.Load() {
 		from = nil // even if that was started by an fn that goes on: what it waited for is over
 	}
 	if from != nil {
-		waitsMu.Lock()
+		waitsMu.Lock() // from here to the unlocking, nothing can panic
 	}
-	c := g.attend(ctx, key, fn, from)
+	c := attend(ctx, group, key, fn, from)
 	if from != nil {
 		if c != nil {
 			from.wait(c.contexts)
@@ -712,10 +712,10 @@ func (x *contexts) run(c *call, fn func(context.Context) (any, error)) {
 	})
 }
 
-// attend joins or starts the call of key for a caller of DoContext. It returns nil
-// if from, which is the call whose fn asks or nil, would then wait for itself.
-func (g *Group) attend(ctx context.Context, key string, fn func(context.Context) (any, error), from *contexts) *call {
-	group := g.id()
+// attend joins or starts the call of key in the Group of that number, for a caller of
+// DoContext. It returns nil if from, which is the call whose fn asks or nil, would
+// then wait for itself.
+func attend(ctx context.Context, group uint64, key string, fn func(context.Context) (any, error), from *contexts) *call {
 	hash := hashOf(key) ^ group
 	s := stripeOf(hash)
 	var made, checked *contexts

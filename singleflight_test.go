@@ -467,17 +467,22 @@ func TestDoRunsFnOnItsCallersGoroutine(t *testing.T) {
 
 var startedByLibrary = regexp.MustCompile(`\ncreated by .*\n\t.*[/\\]singleflight\.go:`)
 
-// started returns how many goroutines there are that the package has started, when
-// all in this bubble are blocked. (runtime.NumGoroutine can be wrong by thousands while
-// the collector frees the stacks of those that have ended.)
+// started returns how many goroutines there are that the package has started.
+// (runtime.NumGoroutine can be wrong by thousands while the collector frees the stacks
+// of those that have ended.)
 func started() (n int) {
-	synctest.Wait()
 	for _, trace := range goroutines("", "") {
 		if startedByLibrary.MatchString(trace) {
 			n++
 		}
 	}
 	return n
+}
+
+// startedInBubble is started when all in this bubble are blocked.
+func startedInBubble() int {
+	synctest.Wait()
+	return started()
 }
 
 func TestOnlyLeadingDoChanStartsAGoroutine(t *testing.T) {
@@ -491,18 +496,18 @@ func TestOnlyLeadingDoChanStartsAGoroutine(t *testing.T) {
 		var g Group
 		led, asked := make(gate), make(gate)
 		ask(&g, "asked", asked.fn)
-		check(t, "goroutines started by Do", started(), 0)
+		check(t, "goroutines started by Do", startedInBubble(), 0)
 		joinByAllMeans(&g, "asked")
-		check(t, "goroutines started by joining a Do", started(), 0)
+		check(t, "goroutines started by joining a Do", startedInBubble(), 0)
 		var id string
 		g.DoChan("led", func() (any, error) {
 			id = goroutineID()
 			return led.fn()
 		})
-		check(t, "goroutines started by DoChan", started(), 1)
+		check(t, "goroutines started by DoChan", startedInBubble(), 1)
 		check(t, "goroutines that run its fn", len(goroutines(id+" [", ".gate.fn(")), 1)
 		joinByAllMeans(&g, "led")
-		check(t, "goroutines started by joining a DoChan", started(), 1)
+		check(t, "goroutines started by joining a DoChan", startedInBubble(), 1)
 		if id == goroutineID() {
 			t.Error("DoChan ran fn on its caller's goroutine")
 		}
@@ -1241,20 +1246,30 @@ func TestCallsOfAKeyAreOrdered(t *testing.T) {
 	check(t, "runs", n, led[0]+led[1]+led[2]+led[3])
 }
 
-func TestForgetSynchronizesBeforeTheNextCall(t *testing.T) {
-	var g Group
-	var n int
-	w := make(gate)
-	ch := g.DoChan(key, w.fn)
-	go func() {
-		n = 1
-		g.Forget(key)
-	}()
-	eventually(t, "Forget returns", func() bool { return len(goroutines("", "."+t.Name()+" in goroutine ")) == 0 })
-	v, _, _ := g.Do(key, func() (any, error) { return n, nil })
-	check(t, "read by the next call", v, 1)
-	w <- returns(nil, nil)
-	<-ch
+func TestMakingRoomSynchronizesBeforeTheNextCall(t *testing.T) {
+	for name, makeRoom := range map[string]func(*Group, gate){
+		"Forget":         func(g *Group, _ gate) { g.Forget(key) },
+		"ForgetUnshared": func(g *Group, _ gate) { g.ForgetUnshared(key) },
+		"leaving": func(g *Group, w gate) {
+			g.DoContext(newFleeting(), key, func(context.Context) (any, error) { return w.fn() })
+		},
+	} {
+		var g Group
+		var n int
+		w := make(gate)
+		if name != "leaving" { // whoever leaves has started the call
+			g.DoChan(key, w.fn)
+		}
+		step := func() {
+			n = 1
+			makeRoom(&g, w)
+		}
+		go step()
+		eventually(t, name, func() bool { return len(goroutines("", "."+t.Name()+" in goroutine ")) == 0 })
+		v, _, _ := g.Do(key, func() (any, error) { return n, nil })
+		check(t, "read by the call after "+name, v, 1)
+		w <- returns(nil, nil)
+	}
 }
 
 // The tests of bubbles have one Group and one key, so that they get each other's
@@ -2517,7 +2532,7 @@ func TestDoContextRunsFnOnGoroutineOfItsOwn(t *testing.T) {
 		if len(fns) != 1 || len(callers) != 5 || strings.Contains(strings.Join(callers, ","), fns[0]) {
 			t.Errorf("fn ran on %q, its callers on %q", fns, callers)
 		}
-		check(t, "goroutines started for one fn and 5 callers", started(), 1)
+		check(t, "goroutines started for one fn and 5 callers", startedInBubble(), 1)
 		j.giveBack(1, nil)
 		wantReply(t, answer{val: 1, shared: true}, replies...)
 	})
@@ -3644,6 +3659,26 @@ func TestNilContextPanics(t *testing.T) {
 		}
 		j.giveBack(1, nil)
 		wantReply(t, answer{val: 1}, leader)
+	})
+}
+
+// A panic that somebody recovers must not leave the mutex for waits locked.
+func TestNilGroupPanicsWithinFnAsOutside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g, none *Group
+		g = new(Group)
+		v, err, _ := g.DoContext(t.Context(), "outer", func(ctx context.Context) (any, error) {
+			a := <-attempt(func() (any, error, bool) { return none.DoContext(ctx, "key", neverCalled(t)) })
+			if _, ok := a.value.(runtime.Error); !ok {
+				t.Errorf("the caller got %v", a)
+			}
+			unlocked := waitsMu.TryLock()
+			check(t, "the mutex for waits is free", unlocked, true)
+			waitsMu.Unlock()
+			v, err, _ := g.DoContext(ctx, "inner", func(context.Context) (any, error) { return 1, nil })
+			return v, err
+		})
+		check(t, "outer", answer{val: v, err: err}, answer{val: 1})
 	})
 }
 
@@ -6022,7 +6057,7 @@ func TestHistories(t *testing.T) {
 				}
 				wg.Wait()
 				eventually(t, "the end of all that was started", func() bool {
-					return len(goroutines("", "singleflight.(*Group)")) == 0
+					return started() == 0
 				})
 				h.mu.Lock() // after fns that nobody waited for any more
 				h.check(t)
