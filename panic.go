@@ -1,5 +1,5 @@
 // Copyright 2026 The singleflight Authors.
-// Use of this source code is governed by the BSD-style licence in LICENSE.
+// Use of this source code is governed by the BSD-style license in LICENSE.
 
 package singleflight
 
@@ -11,33 +11,30 @@ import (
 	"runtime/debug"
 )
 
-// ErrGoexit is the Err of a [Result] whose call's fn called [runtime.Goexit]:
-// there is no value and there was no error, but nobody is left waiting. Test
-// for it with [errors.Is]. Only the channels of [Group.DoChan] deliver it;
-// other callers' goroutines exit instead.
+// ErrGoexit is the Err of a [Result] if fn called [runtime.Goexit]. Test for it
+// with [errors.Is]. Only the channels of [Group.DoChan] deliver it; callers
+// waiting in other methods exit their goroutines.
 var ErrGoexit = errors.New("singleflight: fn called runtime.Goexit")
 
 // An ending is one of the three ways in which fn can end.
 type ending uint8
 
 const (
-	exited   ending = iota // by runtime.Goexit, which no code of fn's can take back
+	exited   ending = iota // by runtime.Goexit
 	returned               // with a value and an error
 	panicked
 )
 
-// An outcome is what fn came to. How it ended stands apart from err, so that an
-// error which fn returns is never taken for a panic or a Goexit, not even one
-// that another call's panic made.
+// An outcome is what a call came to. How fn ended is not encoded in err: an error
+// that fn returns is an ordinary one, even if another call's panic made it.
 type outcome struct {
 	how ending
 	val any
 	err error // what fn returned, a *panicError, or ErrGoexit
 }
 
-// give hands the outcome to a caller that waited for it: it returns, panics or
-// exits the caller's goroutine, as fn did.
-func (o *outcome) give() (any, error) {
+// deliver returns, panics or exits the caller's goroutine, as fn did.
+func (o *outcome) deliver() (any, error) {
 	switch o.how {
 	case panicked:
 		panic(o.err)
@@ -47,47 +44,44 @@ func (o *outcome) give() (any, error) {
 	return o.val, o.err
 }
 
-// A PanicError is what [Group.Do] and [Group.DoContext] panic with when fn has
-// panicked: one value, the same for all who waited. In errors that wrap it,
-// [errors.As] finds it. Its text is what fn panicked with, an empty line, and the
-// stack.
+// A PanicError is the value with which [Group.Do] and [Group.DoContext] panic if fn
+// panicked. Every caller of the call gets the same one. [errors.As] finds it in a
+// recovered error, and in errors that wrap that. The text of the error is the value
+// that fn panicked with, an empty line, and the stack.
 type PanicError interface {
 	error
 
-	// Unwrap returns the value that fn panicked with if that is an error, and
-	// otherwise nil.
+	// Unwrap returns the value that fn panicked with if it is an error, and nil
+	// otherwise.
 	Unwrap() error
 
-	// Value returns what fn panicked with.
+	// Value returns the value that fn panicked with.
 	Value() any
 
-	// Stack returns a copy of the stack of the goroutine that fn panicked on, as
-	// in [runtime/debug.Stack] but without the first line, which names the
-	// goroutine.
+	// Stack returns a copy of the stack of fn's panic, as formatted by
+	// [runtime/debug.Stack] but without the first line, which names the goroutine.
 	Stack() []byte
 }
 
-// A panicError carries a panic of fn's to the goroutines that waited for it.
+// A panicError carries a panic of fn to the callers of its call.
 type panicError struct {
-	value any    // what fn panicked with
-	stack []byte // of that panic, without its "goroutine N" line
+	value any
+	stack []byte // without its "goroutine N" line
 }
 
-// newPanicError has to be called by the function that recovers: afterwards the
-// stack that led to the panic is gone.
+// newPanicError must be called before the deferred function that recovered returns:
+// then the stack of the panic is gone.
 func newPanicError(value any) *panicError {
-	// The first line names a goroutine and its state. The panic is raised again
-	// on others, and by then it may be true of none.
+	// The first line names a goroutine and its state. The panic is raised again on
+	// others, of which the line would not be true.
 	_, stack, _ := bytes.Cut(debug.Stack(), []byte("\n"))
 	return &panicError{value, stack}
 }
 
-// Error returns the value, an empty line, and the stack.
 func (p *panicError) Error() string {
 	return fmt.Sprintf("%v\n\n%s", p.value, p.stack)
 }
 
-// Unwrap returns the value if that is an error, and otherwise nil.
 func (p *panicError) Unwrap() error {
 	err, _ := p.value.(error)
 	return err
