@@ -15,7 +15,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"reflect"
 	"regexp"
 	"runtime"
@@ -205,21 +204,6 @@ func answered(t *testing.T, want answer, callers ...<-chan answer) {
 	for i, ch := range callers {
 		check(t, fmt.Sprintf("answer to caller %d", i), <-ch, want)
 	}
-}
-
-// panickedWith checks that all callers panic with the same *panicError, and returns it.
-func panickedWith(t *testing.T, value any, callers ...<-chan answer) *panicError {
-	t.Helper()
-	var p *panicError
-	for i, ch := range callers {
-		a := <-ch
-		got, ok := a.val.(*panicError)
-		if !ok || a.how != didPanic || got.value != value || i > 0 && got != p {
-			t.Fatalf("caller %d: got %v, want a panic with %v", i, a, value)
-		}
-		p = got
-	}
-	return p
 }
 
 // waiting checks that the callers in this bubble all wait.
@@ -628,7 +612,9 @@ func (m *model) next(keys int, all bool) (steps []step) {
 	i := len(m.callers)
 	for key := range min(keys, seen+1) {
 		for _, op := range []op{opDo, opDoChan, opDoContext, opDoContextLate} {
-			steps = append(steps, step{op, key, 0, i})
+			if op != opDoContextLate || !m.inTurn { // which takes no mutex
+				steps = append(steps, step{op, key, 0, i})
+			}
 		}
 		for x, c := range m.calls {
 			if !c.started || m.callers[x].way != byDoContext {
@@ -702,9 +688,8 @@ type playedCaller struct {
 }
 
 type playedFn struct {
-	ctx  context.Context
-	done <-chan struct{} // of ctx, if fn has asked for it
-	end  chan work
+	ctx context.Context
+	end chan work
 }
 
 // A playedContext differs from those of other callers in its error and a value, and
@@ -820,13 +805,6 @@ func (p *player) take(steps ...step) {
 	}
 }
 
-// takeEach takes steps one after the other.
-func (p *player) takeEach(steps []step) {
-	for _, s := range steps {
-		p.take(s)
-	}
-}
-
 // tryAfter appends m.after(steps...) to models, unless one of the steps kills the
 // process or one of the models is the same.
 func (m *model) tryAfter(models []*model, steps ...step) []*model {
@@ -897,9 +875,6 @@ func (p *player) ask(s step, at place) {
 // fn is what c asks with. It ends as it is told to.
 func (p *player) fn(c *playedCaller, ctx context.Context) (any, error) {
 	f := playedFn{ctx: ctx, end: make(chan work)}
-	if ctx != nil && len(p.taken)%2 == 0 {
-		f.done = ctx.Done()
-	}
 	p.mu.Lock()
 	c.ran = append(c.ran, f)
 	p.mu.Unlock()
@@ -966,9 +941,6 @@ func (p *player) compareContext(m *model, x int, fn playedFn) error {
 	if err := fn.ctx.Err(); err != wantErr {
 		return fmt.Errorf("%d: fn's context has the error %v, want %v", x, err, wantErr)
 	}
-	if fn.done != nil && closed(fn.done) != want.canceled {
-		return fmt.Errorf("%d: fn's context is done: %v, want %v", x, !want.canceled, want.canceled)
-	}
 	if _, ok := fn.ctx.Deadline(); ok || fn.ctx.Value(playedKey{}) != x {
 		return fmt.Errorf("%d: fn's context has a deadline, or other values than its starter's", x)
 	}
@@ -988,122 +960,56 @@ func (p *player) compareContext(m *model, x int, fn playedFn) error {
 	return nil
 }
 
-func closed(done <-chan struct{}) bool {
-	select {
-	case <-done:
-		return true
-	default:
-		return false
-	}
-}
-
-var scheduleLength = flag.Int("schedules", 0, "`length` of the schedules of TestEverySchedule (default 5, or 4 with -short or -race)")
-
-func TestEverySchedule(t *testing.T) {
-	length, promised := 5, int64(100_000)
-	if testing.Short() || raceEnabled {
-		length, promised = 4, 10_000
-	}
-	if *scheduleLength != 0 {
-		length, promised = *scheduleLength, 0
-	}
-	var all, crash, played atomic.Int64
-	start := time.Now()
-	fromEveryStep(t, func(t *testing.T, first step) {
-		places := newPlaces()
-		new(model).extend([]step{first}, length, 2, func(m *model, s []step, ends bool) {
-			all.Add(1)
-			switch {
-			case m.crashes(s[len(s)-1]):
-				crash.Add(1)
-			case ends:
-				play(t, places, &model{variant: int(played.Add(1))}, func(p *player) { p.takeEach(s) })
+// schedules plays all schedules of a length, which m begins, but for those that can kill
+// the process. If paired, their last two steps are taken at once.
+func schedules(t *testing.T, m model, length, keys int, paired bool, atLeast int64) {
+	var played atomic.Int64
+	visit := func(t *testing.T, places []place, m model, s []step, last ...step) {
+		m.variant = int(played.Add(1))
+		play(t, places, &m, func(p *player) {
+			for _, step := range s {
+				p.take(step)
+			}
+			if last != nil {
+				p.take(last...)
 			}
 		})
-	})
-	t.Logf("%d schedules of up to %d steps in %v: %d were played, and %d crash; the others are how those begin",
-		all.Load(), length, time.Since(start).Round(time.Millisecond), played.Load(), crash.Load())
-	if n := all.Load(); n < promised {
-		t.Errorf("%d schedules, want at least %d", n, promised)
 	}
-}
-
-// fromEveryStep has test go through the schedules that begin with each step, in
-// parallel.
-func fromEveryStep(t *testing.T, test func(t *testing.T, first step)) {
 	t.Run("from", func(t *testing.T) {
-		for _, first := range new(model).next(2, false) {
+		for _, first := range m.next(keys, false) {
 			t.Run(first.String(), func(t *testing.T) {
-				t.Parallel()
-				test(t, first)
+				if !m.inTurn {
+					t.Parallel()
+				}
+				places := newPlaces()
+				m.extend([]step{first}, length, keys, func(before *model, s []step, ends bool) {
+					switch last := s[len(s)-1]; {
+					case before.crashes(last):
+					case paired && len(s) <= length-2:
+						before.after(last).pairs(keys, func(a, b step) { visit(t, places, m, s, a, b) })
+					case !paired && ends:
+						visit(t, places, m, s)
+					}
+				})
 			})
 		}
-	})
-}
-
-// TestEveryPair ends each schedule with two steps at once: it must be as if one of them
-// had been first. That would be too much to ask if callers left because fns had ended:
-// each of these leaves in a step of its own.
-func TestEveryPair(t *testing.T) {
-	length, promised := 4, int64(10_000)
-	if *scheduleLength != 0 {
-		length, promised = *scheduleLength-1, 0 // there are about as many of these
-	}
-	var played atomic.Int64
-	fromEveryStep(t, func(t *testing.T, first step) {
-		places := newPlaces()
-		pairs([]step{first}, length-2, 2, func(s []step, a, b step) {
-			play(t, places, &model{variant: int(played.Add(1)), untied: true}, func(p *player) {
-				p.takeEach(s)
-				p.take(a, b)
-			})
-		})
 	})
 	t.Logf("%d schedules of up to %d steps", played.Load(), length)
-	if n := played.Load(); n < promised {
-		t.Errorf("%d schedules, want at least %d", n, promised)
+	if n := played.Load(); n < atLeast {
+		t.Errorf("%d schedules, want at least %d", n, atLeast)
 	}
 }
 
-// TestEveryPairInTurn is for what happens within a few instructions. Both steps bring a
-// goroutine to the stripe's mutex, which lets them in first come, first served.
-func TestEveryPairInTurn(t *testing.T) {
-	places, played := newPlaces(), 0
-	for _, first := range new(model).next(1, false) {
-		pairs([]step{first}, 2, 1, func(s []step, a, b step) {
-			if a.op == opDoContextLate || b.op == opDoContextLate {
-				return // takes no mutex
-			}
-			played++
-			play(t, places, &model{variant: played, untied: true, inTurn: true}, func(p *player) {
-				p.takeEach(s)
-				p.take(a, b)
-			})
-		})
-	}
-	t.Logf("%d schedules", played)
-	if played < 1000 {
-		t.Errorf("%d schedules, want at least 1,000", played)
-	}
-}
-
-// pairs visits the schedules that begin with s, up to a length, and the pairs of steps
-// that can follow each, unless they may kill the process.
-func pairs(s []step, length, keys int, visit func(s []step, a, b step)) {
-	(&model{untied: true}).extend(s, length, keys, func(m *model, s []step, ends bool) {
-		if m.crashes(s[len(s)-1]) {
-			return
-		}
-		m = m.after(s[len(s)-1])
-		steps := m.next(keys, false)
-		for _, a := range steps {
-			for _, b := range steps {
-				if b, ok := a.with(b); ok && !m.mayCrash(a, b) {
-					visit(s, a, b)
-				}
+// pairs visits the pairs of steps that can follow together.
+func (m *model) pairs(keys int, visit func(a, b step)) {
+	steps := m.next(keys, false)
+	for _, a := range steps {
+		for _, b := range steps {
+			if b, ok := a.with(b); ok && !m.mayCrash(a, b) {
+				visit(a, b)
 			}
 		}
-	})
+	}
 }
 
 // with returns b as it has to be if it comes together with a, if it can.
@@ -1117,7 +1023,26 @@ func (a step) with(b step) (step, bool) {
 // mayCrash reports whether steps taken at once may kill the process.
 func (m *model) mayCrash(steps ...step) bool {
 	a, b := steps[0], steps[len(steps)-1]
-	return m.crashes(a) || len(steps) == 2 && (m.crashes(b) || m.after(a).crashes(b) || m.after(b).crashes(a))
+	return m.crashes(a) || len(steps) == 2 && (m.after(a).crashes(b) || !m.inTurn && (m.crashes(b) || m.after(b).crashes(a)))
+}
+
+func TestEverySchedule(t *testing.T) {
+	if testing.Short() || raceEnabled {
+		schedules(t, model{}, 4, 2, false, 10_000)
+	} else {
+		schedules(t, model{}, 5, 2, false, 100_000)
+	}
+}
+
+// TestEveryPair takes two steps at once: it must be as if one of them had been first.
+// That would be too much to ask if callers left because fns had ended: each of these
+// leaves in a step of its own.
+func TestEveryPair(t *testing.T) { schedules(t, model{untied: true}, 4, 2, true, 10_000) }
+
+// TestEveryPairInTurn is for what happens within a few instructions. Both steps bring a
+// goroutine to the stripe's mutex, which lets them in first come, first served.
+func TestEveryPairInTurn(t *testing.T) {
+	schedules(t, model{untied: true, inTurn: true}, 4, 1, true, 1000)
 }
 
 // choose has bytes choose steps, some of them two at once, but none that may crash.
@@ -1685,40 +1610,6 @@ func TestInvalidArgumentsPanic(t *testing.T) {
 	})
 }
 
-func TestVetReportsACopiedGroup(t *testing.T) {
-	if testing.Short() {
-		t.Skip("runs the go command")
-	}
-	if _, err := exec.LookPath("go"); err != nil {
-		t.Skip("there is no go command")
-	}
-	dir := t.TempDir()
-	files := map[string]string{
-		"go.mod":    "module singleflight\n\ngo 1.25.0\n",
-		"copied.go": "package singleflight\n\nfunc copied(g *Group) Group { h := *g; return h }\n",
-		"shared.go": "package singleflight\n\nfunc shared(g *Group) *Group { h := g; return h }\n",
-	}
-	for _, name := range []string{"singleflight.go", "panic.go"} {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		files[name] = string(text)
-	}
-	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o666); err != nil {
-			t.Fatal(err)
-		}
-	}
-	cmd := exec.Command("go", "vet", ".")
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=")
-	output, err := cmd.CombinedOutput()
-	check(t, "go vet found something", err != nil, true)
-	contains(t, string(output), "copied.go:3:", "copies lock value")
-	check(t, "go vet dislikes what copies nothing", strings.Contains(string(output), "shared.go"), false)
-}
-
 // Data races and the memory model: these are for the race detector, but also check
 // what is read.
 
@@ -2052,7 +1943,7 @@ func useUnjoined(t *testing.T) {
 		j.end <- returns(2, nil)
 		answered(t, result(2, nil, false), forgotten)
 	}
-	panickedWith(t, 3, ask(byDo, nil, &bubbled, key, panics(3)))
+	check(t, "panic", (<-ask(byDo, nil, &bubbled, key, panics(3))).how, didPanic)
 	answered(t, answer{how: didExit}, ask(byDo, nil, &bubbled, key, exits))
 }
 
@@ -2299,13 +2190,11 @@ func checkPanic(t *testing.T, raised, value any) {
 	}
 }
 
-func TestPanicNilValueIsAPanic(t *testing.T) {
-	a := <-ask(byDo, nil, new(Group), key, panics(nil))
-	checkPanicNil, ok := a.val.(*panicError)
-	if !ok {
-		t.Fatalf("got %+v", a)
+func TestPanicNilIsAPanicNilError(t *testing.T) {
+	p, _ := (<-ask(byDo, nil, new(Group), key, panics(nil))).val.(*panicError)
+	if _, ok := p.Unwrap().(*runtime.PanicNilError); !ok {
+		t.Errorf("panicked with %v", p)
 	}
-	check(t, "type of the value", reflect.TypeOf(checkPanicNil.value), reflect.TypeFor[*runtime.PanicNilError]())
 }
 
 // Crashes, in processes of their own.
@@ -2769,67 +2658,40 @@ func TestWaitIsOverBeforeFnIsCanceled(t *testing.T) {
 	b.end <- returns("b", nil)
 }
 
-func TestTwoCallsThatAskForEachOtherAtOnce(t *testing.T) {
-	inTime(t, func() {
-		for range 500 {
-			var g Group
-			var refusals atomic.Int32
-			var begun sync.WaitGroup
-			begun.Add(2)
-			asks := func(other string) work {
-				return func(ctx context.Context) (any, error) {
-					begun.Done()
-					begun.Wait()
-					if _, err, _ := g.DoContext(ctx, other, unwanted(t)); err == ErrRecursive {
-						refusals.Add(1)
-					}
-					return nil, nil
-				}
-			}
-			a, b := ask(byDoContext, t.Context(), &g, "a", asks("b")), ask(byDoContext, t.Context(), &g, "b", asks("a"))
-			<-a
-			<-b
-			check(t, "refusals", refusals.Load(), 1)
-		}
-	})
-}
-
 // A call that no fn waits for costs no search, so that 2,000 callers within one fn and
 // 2,000 calls that wait for it hold nobody up.
 func TestHubIsNotSearchedForNothing(t *testing.T) {
 	const n = 2000
 	synctest.Test(t, func(t *testing.T) {
 		var g Group
-		hubs, outside := leadAll(t, &g, "hub", "aside")
+		jobs, outside := leadAll(t, &g, "hub", "aside")
 		end := make(chan bool)
 		for i := range n {
-			ask(byDoContext, hubs[0].ctx, &g, fmt.Sprint("leaf", i), func(context.Context) (any, error) {
+			ask(byDoContext, jobs[0].ctx, &g, fmt.Sprint("leaf", i), func(context.Context) (any, error) {
 				<-end
 				return nil, nil
 			})
-		}
-		for i := range n {
 			outside = append(outside, ask(byDoContext, t.Context(), &g, fmt.Sprint("spoke", i), func(ctx context.Context) (any, error) {
 				v, err, _ := g.DoContext(ctx, "hub", unwanted(t))
 				return v, err
 			}))
 		}
 		synctest.Wait()
-		check(t, "calls in flight", inFlight(t), 2*n+2)
-		hub := hubs[0].ctx.Value(nodeKey{}).(*node)
+		hub, aside := jobs[0].ctx.Value(nodeKey{}).(*node), jobs[1].ctx.Value(nodeKey{}).(*node)
 		check(t, "waits and waiters of the hub", [2]int{len(hub.waits), hub.waiters}, [2]int{n, n})
-		// No search passes the hub without its mutex, nor ends while that is held.
-		refused(t, hubs[0].ctx, &g, "spoke1")
-		// Each bit of a search would take a look at n nodes: so many would take minutes.
-		short, stop := context.WithTimeout(hubs[1].ctx, 50*time.Millisecond)
-		defer stop()
-		start := time.Now()
-		v, err, shared := g.DoContext(short, "hub", unwanted(t))
-		check(t, "a caller with a timeout", result(v, err, shared), result(nil, context.DeadlineExceeded, false))
-		check(t, "it was back after", time.Since(start), 50*time.Millisecond)
+		refused(t, jobs[0].ctx, &g, "spoke1")
+		// A search would look at the n waits of the hub.
+		check(t, "allocations of a wait for the hub", testing.AllocsPerRun(10, func() {
+			if aside.wait(hub) {
+				aside.unwait(hub)
+			}
+		}), 0)
+		short, cancel := context.WithTimeout(jobs[1].ctx, 50*time.Millisecond)
+		defer cancel()
+		answered(t, result(nil, context.DeadlineExceeded, false), ask(byDoContext, short, &g, "hub", unwanted(t)))
 		close(end)
-		hubs[0].end <- returns("hub", nil)
-		hubs[1].end <- returns("hub", nil)
+		jobs[0].end <- returns("hub", nil)
+		jobs[1].end <- returns("hub", nil)
 		for _, ch := range outside {
 			check(t, "value", (<-ch).val, any("hub"))
 		}
@@ -2967,38 +2829,31 @@ func FuzzTable(f *testing.F) {
 }
 
 func TestKeysAndGroupsSpread(t *testing.T) {
-	for name, place := range map[string]func(i int) uint64{
-		"keys of a Group": func() func(i int) uint64 {
-			var g Group
-			return func(i int) uint64 { return hashOf(strconv.Itoa(i)) ^ g.id() }
-		}(),
-		"a key in Groups side by side": func() func(i int) uint64 {
-			groups := make([]Group, 1<<16)
-			return func(i int) uint64 { return hashOf(key) ^ groups[i].id() }
-		}(),
-		"a key in Groups far apart": func() func(i int) uint64 {
-			groups := make([]struct {
-				Group
-				_ [1016]byte
-			}, 1<<16)
-			return func(i int) uint64 { return hashOf(key) ^ groups[i].id() }
-		}(),
+	const n = 1 << 16
+	var g Group
+	dense := make([]Group, n)
+	sparse := make([]struct {
+		Group
+		_ [1016]byte
+	}, n)
+	for name, hash := range map[string]func(i int) uint64{
+		"keys of a Group":              func(i int) uint64 { return hashOf(strconv.Itoa(i)) ^ g.id() },
+		"a key in Groups side by side": func(i int) uint64 { return hashOf(key) ^ dense[i].id() },
+		"a key in Groups far apart":    func(i int) uint64 { return hashOf(key) ^ sparse[i].id() },
 	} {
 		var inStripe [1 << stripeBits]int
 		inSlot := make(map[[2]int]int)
-		for i := range 1 << 16 {
-			hash := place(i)
-			s := int(hash >> (64 - stripeBits))
-			inStripe[s]++
-			inSlot[[2]int{s, home(hash) & 511}]++
-		}
 		most := 0
-		for _, n := range inSlot {
-			most = max(most, n)
+		for i := range n {
+			stripe := int(hash(i) >> (64 - stripeBits))
+			slot := [2]int{stripe, home(hash(i)) & 511}
+			inStripe[stripe]++
+			inSlot[slot]++
+			most = max(most, inSlot[slot])
 		}
 		// On the average 256 in a stripe, and one for every second slot.
-		if least := slices.Min(inStripe[:]); least < 128 || slices.Max(inStripe[:]) > 512 || most > 12 {
-			t.Errorf("%s: %d to %d in a stripe, up to %d in a slot", name, least, slices.Max(inStripe[:]), most)
+		if fewest := slices.Min(inStripe[:]); fewest < 128 || slices.Max(inStripe[:]) > 512 || most > 12 {
+			t.Errorf("%s: %d to %d in a stripe, up to %d in a slot", name, fewest, slices.Max(inStripe[:]), most)
 		}
 	}
 }
