@@ -1,5 +1,5 @@
 // Copyright 2026 The singleflight Authors.
-// Use of this source code is governed by the BSD-style licence in LICENSE.
+// Use of this source code is governed by the BSD-style license in LICENSE.
 
 package singleflight_test
 
@@ -12,7 +12,9 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
-	"strings"
+	"regexp"
+	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,264 +22,403 @@ import (
 	"example.com/singleflight"
 )
 
-// An HTTP handler in front of a slow backend. A hundred clients ask for the same
-// page at once, and the backend is asked for it once.
-func Example_httpHandler() {
-	const clients = 100
+// A site is a handler that serves the pages of a slow backend and caches them.
+type site struct {
+	backend string
+	group   singleflight.Group
+	cache   sync.Map // from path to page; a real cache has limits
+}
 
-	get := func(url string) (string, error) {
-		resp, err := http.Get(url)
+func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	path := r.URL.EscapedPath()
+	page, ok := s.cache.Load(path)
+	if !ok {
+		var err error
+		page, err, _ = singleflight.DoContext(r.Context(), &s.group, path, func(ctx context.Context) (string, error) {
+			return s.load(ctx, path)
+		})
 		if err != nil {
-			return "", err
+			log.Printf("page %q: %v", path, err)
+			http.Error(w, "cannot get the page", http.StatusBadGateway)
+			return
 		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if err == nil && resp.StatusCode != http.StatusOK {
-			err = fmt.Errorf("%s: %s", url, resp.Status)
-		}
-		return string(body), err
 	}
+	fmt.Fprint(w, page)
+}
 
-	// The backend takes as long as it takes all the clients to come. They have
-	// come when DoChan has returned to the handler: from then on they wait for
-	// the call.
-	var missing sync.WaitGroup
-	missing.Add(clients)
-	var asked atomic.Int64
+// load looks in the cache again: another call may have stored the page since.
+func (s *site) load(ctx context.Context, path string) (page string, err error) {
+	defer panicToError(&err)
+	if page, ok := s.cache.Load(path); ok {
+		return page.(string), nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.backend+path, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body) // here, as ctx is canceled when load returns
+	if err != nil {
+		return "", err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("get %s: %s", path, resp.Status)
+	}
+	s.cache.Store(path, string(body))
+	return string(body), nil
+}
+
+// panicToError, if deferred, makes a panic the error of the function that deferred it.
+func panicToError(err *error) {
+	if v := recover(); v != nil {
+		*err = fmt.Errorf("panic: %v\n\n%s", v, debug.Stack())
+	}
+}
+
+// A hundred clients ask an HTTP handler for one page, and it asks the slow backend
+// once. Since fn's context has no deadline, fn sets a timeout. It also recovers from
+// panics: when all clients have left, net/http cannot, and the process would crash.
+func Example() {
+	const clients = 100
+	var came sync.WaitGroup
+	came.Add(clients)
+
+	var requests atomic.Int64
 	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		asked.Add(1)
-		missing.Wait()
+		requests.Add(1)
+		came.Wait() // so slow that all clients come meanwhile
 		fmt.Fprint(w, "the page ", r.URL.Path)
 	}))
 	defer backend.Close()
 
-	var group singleflight.Group
-	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		path := r.URL.Path
-		page := group.DoChan(path, func() (any, error) {
-			return get(backend.URL + path)
-		})
-		missing.Done()
-		select {
-		case p := <-page:
-			if p.Err != nil {
-				http.Error(w, p.Err.Error(), http.StatusBadGateway)
-				return
-			}
-			fmt.Fprint(w, p.Val)
-		case <-r.Context().Done():
-			// This client has gone. The others still get the page.
-		}
-	}))
-	defer front.Close()
-
+	handler := &site{backend: backend.URL}
 	pages := make(chan string)
 	for range clients {
 		go func() {
-			page, err := get(front.URL + "/news")
-			if err != nil {
-				log.Fatal(err)
-			}
-			pages <- page
-		}()
-	}
-	got := make(map[string]int)
-	for range clients {
-		got[<-pages]++
-	}
-	fmt.Println("clients served:", got)
-	fmt.Println("backend asked:", asked.Load())
-	// Output:
-	// clients served: map[the page /news:100]
-	// backend asked: 1
-}
-
-// A Group in front of whatever fills a cache: of the callers who do not find a
-// key in it, one loads the value.
-func ExampleGroup() {
-	var loads atomic.Int64
-	load := func(id string) (string, error) { // from a database, say
-		loads.Add(1)
-		return "user " + id, nil
-	}
-
-	var cache sync.Map
-	var group singleflight.Group
-	user := func(id string) (string, error) {
-		if u, ok := cache.Load(id); ok {
-			return u.(string), nil
-		}
-		u, err, _ := group.Do(id, func() (any, error) {
-			// Look again: another call may have filled the cache and ended
-			// between our look and our Do.
-			if u, ok := cache.Load(id); ok {
-				return u, nil
-			}
-			u, err := load(id)
-			if err != nil {
-				return nil, err
-			}
-			cache.Store(id, u)
-			return u, nil
-		})
-		if err != nil {
-			return "", err
-		}
-		return u.(string), nil
-	}
-
-	var callers sync.WaitGroup
-	for range 3 {
-		callers.Go(func() { fmt.Println(user("42")) })
-	}
-	callers.Wait()
-	fmt.Println("loads:", loads.Load())
-	// Output:
-	// user 42 <nil>
-	// user 42 <nil>
-	// user 42 <nil>
-	// loads: 1
-}
-
-// A caller that waits no longer than it wants. The call goes on without it, and
-// who comes while it does still joins.
-func ExampleGroup_DoChan() {
-	done := make(chan struct{})
-	report := func() (any, error) {
-		<-done // a long time
-		return "the report", nil
-	}
-
-	var group singleflight.Group
-	select {
-	case r := <-group.DoChan("report", report):
-		fmt.Println(r.Val, r.Err)
-	case <-time.After(time.Millisecond):
-		fmt.Println("no report yet")
-	}
-
-	patient := group.DoChan("report", report)
-	close(done)
-	r := <-patient
-	fmt.Println(r.Val, r.Err, r.Shared)
-	// Output:
-	// no report yet
-	// the report <nil> true
-}
-
-// Forget makes callers who come later start afresh, here since what the call in
-// flight has read is out of date.
-func ExampleGroup_Forget() {
-	var price atomic.Int64
-	price.Store(10)
-
-	var group singleflight.Group
-	read, done := make(chan struct{}), make(chan struct{})
-	early := group.DoChan("price", func() (any, error) {
-		p := price.Load()
-		close(read)
-		<-done // the answer is on its way
-		return p, nil
-	})
-	<-read
-
-	price.Store(12)
-	group.Forget("price")
-	p, err, shared := group.Do("price", func() (any, error) {
-		return price.Load(), nil
-	})
-	fmt.Println("after the change:", p, err, shared)
-
-	close(done)
-	r := <-early
-	fmt.Println("before it:", r.Val, r.Err, r.Shared)
-	// Output:
-	// after the change: 12 <nil> false
-	// before it: 10 <nil> false
-}
-
-// An HTTP handler that passes on its request's context, and waits for a minute at
-// most. A client that goes away fails only its own request; the work is given up
-// once all the clients who wait for it have gone.
-func ExampleGroup_DoContext() {
-	asked, ready := make(chan string, 2), make(chan struct{})
-	render := func(ctx context.Context, path string) (string, error) {
-		asked <- path
-		select {
-		case <-ready: // after some time
-			return "the page " + path, nil
-		case <-ctx.Done():
-			return "", ctx.Err()
-		}
-	}
-
-	var group singleflight.Group
-	handler := func(w http.ResponseWriter, r *http.Request) {
-		path := r.URL.Path
-		ctx, cancel := context.WithTimeout(r.Context(), time.Minute)
-		defer cancel()
-		page, err, _ := group.DoContext(ctx, path, func(ctx context.Context) (any, error) {
-			// This is not the handler's ctx: it lasts for as long as anybody waits.
-			return render(ctx, path)
-		})
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprint(w, page)
-	}
-
-	get := func(ctx context.Context) <-chan string {
-		response := make(chan string)
-		go func() {
+			came.Done()
 			w := httptest.NewRecorder()
-			handler(w, httptest.NewRequestWithContext(ctx, http.MethodGet, "/news", nil))
-			response <- fmt.Sprint(w.Code, " ", strings.TrimSpace(w.Body.String()))
+			handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/news", nil))
+			pages <- w.Body.String()
 		}()
-		return response
 	}
-	ctx, goAway := context.WithCancel(context.Background())
-	impatient := get(ctx)
-	<-asked
-	patient := get(context.Background())
-	goAway()
-	fmt.Println("impatient client:", <-impatient)
-	close(ready)
-	fmt.Println("patient client:", <-patient)
+	served := make(map[string]int)
+	for range clients {
+		served[<-pages]++
+	}
+	fmt.Println("served:", served)
+	fmt.Println("requests to the backend:", requests.Load())
 	// Output:
-	// impatient client: 503 context canceled
-	// patient client: 200 the page /news
+	// served: map[the page /news:100]
+	// requests to the backend: 1
 }
 
-// Results with a type, so that callers need no type assertion.
-func ExampleDo() {
-	type user struct{ Name string }
-	load := func(id string) (*user, error) { // from a database, say
-		if id != "42" {
-			return nil, errors.New("no user " + id)
-		}
-		return &user{Name: "Ann"}, nil
+// The key contains everything that the result depends on, here the tenant and the
+// file. Quoting the parts keeps them apart: joined by + alone, these two keys would
+// be the same, and one tenant would get the file of the other.
+func ExampleGroup_compoundKey() {
+	var group singleflight.Group
+	started := make(chan struct{})
+	read := func(tenant, file string) <-chan singleflight.Result {
+		key := fmt.Sprintf("%q %q", tenant, file)
+		return group.DoChan(key, func() (any, error) {
+			<-started
+			return fmt.Sprintf("file %s of tenant %s", file, tenant), nil
+		})
 	}
 
+	one, other := read("acme", "2/plan"), read("acme2", "/plan")
+	close(started)
+	fmt.Println((<-one).Val)
+	fmt.Println((<-other).Val)
+	// Output:
+	// file 2/plan of tenant acme
+	// file /plan of tenant acme2
+}
+
+// A Group suppresses calls only while one is in flight and is not a cache: a call
+// that starts after the last one has ended runs its function again.
+func ExampleGroup_Do() {
 	var group singleflight.Group
-	for _, id := range []string{"42", "43"} {
-		u, err, _ := singleflight.Do(&group, id, func() (*user, error) {
-			return load(id)
+	loads := 0
+	for range 2 {
+		v, err, shared := group.Do("user 42", func() (any, error) {
+			loads++
+			return "Ann", nil
 		})
 		if err != nil {
-			fmt.Println(err)
+			fmt.Println(err) // v may be nil: do not assert its type
 			continue
 		}
-		fmt.Println(u.Name)
+		fmt.Println(v.(string), shared)
 	}
+	fmt.Println("loads:", loads)
 	// Output:
-	// Ann
-	// no user 43
+	// Ann false
+	// Ann false
+	// loads: 2
 }
 
-// Calls that ask for other calls, with the context that their function was given.
-// If they go round in a ring they get an error, instead of waiting for ever.
-func ExampleDoContext() {
+// A caller leaves when its own context is done. The work goes on without it: fn gets
+// no context in DoChan. As the caller was given a channel, a panic of fn would crash
+// the process, so fn recovers.
+func ExampleGroup_DoChan() {
+	var group singleflight.Group
+	answer, stored := make(chan string), make(chan string, 1)
+	report := func(ctx context.Context) (any, error) {
+		results := group.DoChan("report", func() (v any, err error) {
+			defer panicToError(&err)
+			r := <-answer // takes long
+			stored <- r
+			return r, nil
+		})
+		select {
+		case r := <-results:
+			return r.Val, r.Err
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_, err := report(ctx)
+	fmt.Println("caller:", err)
+	answer <- "the report"
+	fmt.Println("stored:", <-stored)
+	// Output:
+	// caller: context canceled
+	// stored: the report
+}
+
+// When the last caller has left, fn's context is canceled, and the next caller starts
+// a new call. fn must use the context that it is given: the caller's own may be done
+// while others still wait.
+func ExampleGroup_DoContext() {
+	var group singleflight.Group
+	started, stopped := make(chan struct{}), make(chan error, 1)
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		<-started
+		cancel()
+	}()
+
+	_, err, _ := group.DoContext(ctx, "report", func(ctx context.Context) (any, error) {
+		close(started)
+		<-ctx.Done()
+		stopped <- ctx.Err()
+		return nil, ctx.Err()
+	})
+	fmt.Println("caller:", err)
+	fmt.Println("fn:", <-stopped)
+
+	v, err, _ := group.DoContext(context.Background(), "report", func(context.Context) (any, error) {
+		return "the report", nil
+	})
+	fmt.Println("next caller:", v, err)
+	// Output:
+	// caller: context canceled
+	// fn: context canceled
+	// next caller: the report <nil>
+}
+
+// fn's context has no deadline, even if every caller's has one, and is not canceled
+// while callers keep coming. So fn sets a timeout: otherwise, on a busy key, all
+// callers would join one stuck call.
+func ExampleGroup_DoContext_timeout() {
+	var group singleflight.Group
+	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+	defer cancel()
+
+	_, err, _ := group.DoContext(ctx, "report", func(ctx context.Context) (any, error) {
+		_, ok := ctx.Deadline()
+		fmt.Println("fn's context has a deadline:", ok)
+		ctx, cancel := context.WithTimeout(ctx, time.Millisecond)
+		defer cancel()
+		<-ctx.Done() // a backend that does not answer
+		return nil, ctx.Err()
+	})
+	fmt.Println("result:", err)
+	fmt.Println("caller's context:", ctx.Err())
+	// Output:
+	// fn's context has a deadline: false
+	// result: context deadline exceeded
+	// caller's context: <nil>
+}
+
+// A cache is invalidated while a value is being loaded. Forget makes later callers
+// load it again, but the forgotten fn still runs and would store what is outdated by
+// then. So it stores nothing if the revision has changed since it started.
+func ExampleGroup_Forget() {
+	var group singleflight.Group
+	var mu sync.Mutex // guards cache and revision
+	cache, revision := make(map[string]int), 0
+	get := func(key string, load func() (int, error)) (int, error) {
+		v, err, _ := singleflight.Do(&group, key, func() (int, error) {
+			mu.Lock()
+			v, ok := cache[key]
+			before := revision
+			mu.Unlock()
+			if ok {
+				return v, nil
+			}
+			v, err := load()
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil && revision == before {
+				cache[key] = v
+			}
+			return v, err
+		})
+		return v, err
+	}
+	invalidate := func(key string) {
+		mu.Lock()
+		defer mu.Unlock()
+		revision++
+		delete(cache, key)
+		group.Forget(key)
+	}
+
+	reading, answer, ended := make(chan bool), make(chan int), make(chan bool)
+	oldPrice := func() (int, error) { close(reading); return <-answer, nil }
+	newPrice := func() (int, error) { return 12, nil }
+	go func() { get("price", oldPrice); close(ended) }()
+	<-reading
+	invalidate("price") // after it has changed
+	fmt.Println(get("price", newPrice))
+	answer <- 10
+	<-ended
+	fmt.Println(get("price", newPrice))
+	// Output:
+	// 12 <nil>
+	// 12 <nil>
+}
+
+// This fn heeds no context, so nothing ends it when it is stuck. A timer forgets the
+// key, and the next caller starts a new call. If the timer fires when fn has just
+// ended, it may forget the next call, and then one more call starts.
+func ExampleGroup_Forget_timer() {
+	var group singleflight.Group
+	forgotten := make(chan bool, 1)
+	report := func(read func() string) <-chan singleflight.Result {
+		return group.DoChan("report", func() (any, error) {
+			timer := time.AfterFunc(time.Millisecond, func() {
+				group.Forget("report")
+				forgotten <- true
+			})
+			defer timer.Stop()
+			return read(), nil
+		})
+	}
+
+	answer := make(chan string)
+	stuck := report(func() string { return <-answer })
+	<-forgotten
+	next := <-report(func() string { return "the report" })
+	fmt.Println("next caller:", next.Val)
+	answer <- "a late report"
+	fmt.Println("stuck caller:", (<-stuck).Val)
+	// Output:
+	// next caller: the report
+	// stuck caller: a late report
+}
+
+// A caller that gives up forgets its call unless another has joined it. Forget would
+// also forget a joined call, and newcomers would repeat work that is under way.
+func ExampleGroup_ForgetUnshared() {
+	var group singleflight.Group
+	answer := make(chan struct{})
+	lookup := func(host string) <-chan singleflight.Result {
+		return group.DoChan(host, func() (any, error) {
+			<-answer
+			return "the address of " + host, nil
+		})
+	}
+
+	lookup("a.example")
+	fmt.Println("forgotten:", group.ForgetUnshared("a.example"))
+
+	lookup("b.example")
+	joiner := lookup("b.example")
+	fmt.Println("forgotten:", group.ForgetUnshared("b.example"))
+	close(answer)
+	fmt.Println("joiner:", (<-joiner).Val)
+	// Output:
+	// forgotten: true
+	// forgotten: false
+	// joiner: the address of b.example
+}
+
+// Shared is true for every caller of a joined call, also for the one that started it.
+// To count the callers that were spared the work, each sets a flag in its own fn. The
+// flag is atomic, as fn may still run when its caller has left.
+func ExampleResult() {
+	var group singleflight.Group
+	var worked [10]atomic.Bool
+	var results [10]<-chan singleflight.Result
+	joined := make(chan struct{})
+	for i := range results {
+		results[i] = group.DoChan("page", func() (any, error) {
+			worked[i].Store(true)
+			<-joined
+			return "the page", nil
+		})
+	}
+	close(joined)
+
+	shared, spared := 0, 0
+	for i := range results {
+		if r := <-results[i]; r.Shared {
+			shared++
+		}
+		if !worked[i].Load() {
+			spared++
+		}
+	}
+	fmt.Println("shared:", shared)
+	fmt.Println("spared:", spared)
+	// Output:
+	// shared: 10
+	// spared: 9
+}
+
+// The callers of a call get the same slice, not copies. A caller that changes it
+// clones it first: otherwise the others would see the change. For maps, use maps.Clone.
+func ExampleDo() {
+	var group singleflight.Group
+	started, joined := make(chan struct{}), make(chan struct{})
+	load := func() ([]string, error) {
+		close(started)
+		<-joined
+		return []string{"sync", "go", "cache"}, nil
+	}
+
+	var other <-chan singleflight.Result
+	go func() {
+		<-started
+		other = group.DoChan("tags", func() (any, error) { return load() })
+		close(joined)
+	}()
+	tags, err, _ := singleflight.Do(&group, "tags", load)
+	tags = slices.Clone(tags)
+	slices.Sort(tags)
+	fmt.Println("sorted:", tags, err)
+	fmt.Println("other caller:", (<-other).Val)
+	// Output:
+	// sorted: [cache go sync] <nil>
+	// other caller: [sync go cache]
+}
+
+// Files include other files, so an fn asks for other keys. It passes on the context
+// that it was given, and so a cycle is reported as ErrRecursive. With the first
+// caller's context, or with Do, the calls would wait for each other forever.
+func ExampleDoContext_recursion() {
 	includes := map[string][]string{
 		"app.conf":   {"db.conf", "log.conf"},
 		"db.conf":    {"log.conf"},
@@ -286,105 +427,59 @@ func ExampleDoContext() {
 	}
 
 	var group singleflight.Group
-	var files func(ctx context.Context, name string) (int, error)
-	files = func(ctx context.Context, name string) (int, error) {
+	var size func(ctx context.Context, name string) (int, error)
+	size = func(ctx context.Context, name string) (int, error) {
 		n, err, _ := singleflight.DoContext(ctx, &group, name, func(ctx context.Context) (int, error) {
-			n := 1
+			sum := 1
 			for _, include := range includes[name] {
-				more, err := files(ctx, include)
+				n, err := size(ctx, include)
 				if err != nil {
 					return 0, fmt.Errorf("%s: %w", name, err)
 				}
-				n += more
+				sum += n
 			}
-			return n, nil
+			return sum, nil
 		})
 		return n, err
 	}
 
 	ctx := context.Background()
-	fmt.Println(files(ctx, "app.conf"))
-	_, err := files(ctx, "left.conf")
-	fmt.Println(err)
-	fmt.Println(errors.Is(err, singleflight.ErrRecursive))
+	fmt.Println(size(ctx, "app.conf"))
+	_, err := size(ctx, "left.conf")
+	fmt.Println("cycle:", errors.Is(err, singleflight.ErrRecursive))
 	// Output:
 	// 4 <nil>
-	// left.conf: right.conf: singleflight: call would wait for itself
-	// true
+	// cycle: true
 }
 
-// A panic of the function, recovered by one of those who waited for it, and logged
-// with the stack of the panic, which is not that of the caller.
+// A caller recovers from fn's panic and reports it with the stack of the goroutine
+// that fn panicked on. It panics again with a value that is not a PanicError, as that
+// one does not come from fn.
 func ExamplePanicError() {
-	var buf bytes.Buffer
-	logger := log.New(&buf, "", 0)
-
 	var group singleflight.Group
-	get := func(key string) (v any, err error) {
+	compile := func(pattern string) (re any, err error) {
 		defer func() {
-			value := recover()
-			e, _ := value.(error)
+			v := recover()
+			if v == nil {
+				return
+			}
 			var p singleflight.PanicError
-			switch {
-			case errors.As(e, &p):
-				logger.Printf("panic in call of %s: %v\n%s", key, p.Value(), p.Stack())
-				err = fmt.Errorf("%s cannot be had", key)
-			case value != nil:
-				panic(value) // not fn's
+			if e, ok := v.(error); !ok || !errors.As(e, &p) {
+				panic(v)
 			}
+			fmt.Println("panic:", p.Value())
+			fmt.Println("in MustCompile:", bytes.Contains(p.Stack(), []byte("regexp.MustCompile")))
+			err = errors.New("bad pattern")
 		}()
-		v, err, _ = group.Do(key, func() (any, error) {
-			panic("the index is broken")
+		re, err, _ = group.Do(pattern, func() (any, error) {
+			return regexp.MustCompile(pattern), nil
 		})
-		return v, err
+		return re, err
 	}
 
-	fmt.Println(get("report"))
-	line, stack, _ := strings.Cut(buf.String(), "\n")
-	fmt.Println(line)
-	fmt.Println("stack logged:", strings.Contains(stack, "example_test.go:"))
+	fmt.Println(compile("a("))
 	// Output:
-	// <nil> report cannot be had
-	// panic in call of report: the index is broken
-	// stack logged: true
-}
-
-// A resolver whose caller has lost patience. If it was alone, the lookup is likely
-// to be stuck, so that whoever comes next should start another. But if somebody has
-// joined, they still wait for it, and newcomers may as well.
-func ExampleGroup_ForgetUnshared() {
-	answer := make(chan struct{})
-	lookup := func(server string) func() (any, error) {
-		return func() (any, error) {
-			if server == "slow" {
-				<-answer
-			}
-			return "192.0.2.1 from the " + server + " server", nil
-		}
-	}
-	lostPatience, cancel := context.WithCancel(context.Background())
-	cancel()
-
-	var group singleflight.Group
-	resolve := func(ctx context.Context, host, server string) {
-		select {
-		case r := <-group.DoChan(host, lookup(server)):
-			fmt.Println(host, "is", r.Val)
-		case <-ctx.Done():
-			fmt.Println(host, "given up, lookup forgotten:", group.ForgetUnshared(host))
-		}
-	}
-
-	resolve(lostPatience, "alone.example", "slow")
-	resolve(context.Background(), "alone.example", "fast")
-
-	patient := group.DoChan("shared.example", lookup("slow"))
-	resolve(lostPatience, "shared.example", "slow")
-	close(answer)
-	fmt.Println("shared.example is", (<-patient).Val)
-	// Output:
-	// alone.example given up, lookup forgotten: true
-	// alone.example is 192.0.2.1 from the fast server
-	// shared.example given up, lookup forgotten: false
-	// shared.example is 192.0.2.1 from the slow server
+	// panic: regexp: Compile(`a(`): error parsing regexp: missing closing ): `a(`
+	// in MustCompile: true
+	// <nil> bad pattern
 }
