@@ -1,7 +1,126 @@
 // Copyright 2026 The singleflight Authors.
 // Use of this source code is governed by the BSD-style license in LICENSE.
 
-// Package singleflight TODO
+// Package singleflight suppresses duplicate function calls: when several goroutines
+// ask for the same thing at the same time, one does the work and all get its result.
+//
+// It is a drop-in replacement for golang.org/x/sync/singleflight. A program written
+// for that package compiles and behaves the same once its import path is changed,
+// except as listed under "Differences" below.
+//
+// A call is one execution of a function, fn, for a key in a [Group]. The first caller
+// of a key starts a call. Callers that come while it is in flight join it: their own
+// fn is ignored, and they get the results of the call. When fn is done, the call ends
+// in one step that frees the key and settles which callers get the results. Callers
+// that come later start or join a new call. Results are not cached.
+//
+// # Choosing a method
+//
+//   - Use [Group.Do] if callers can wait for as long as fn takes. It is the cheapest.
+//   - Use [Group.DoContext] if callers have a context, such as that of a request. Each
+//     caller stops waiting when its own context is done, and fn's context is canceled
+//     when all callers have left.
+//   - Use [Group.DoChan] in a select if the work is to finish even if all callers have
+//     stopped waiting, such as filling a cache.
+//   - Use the functions [Do] and [DoContext] for typed results.
+//   - Use [Group.Forget] to make the next caller start a new call, and
+//     [Group.ForgetUnshared] to do so unless the call was joined.
+//
+// All of them can be used for one key at the same time.
+//
+// Give fn a time limit. Nothing else ends a call that is stuck while callers keep
+// coming. With DoContext, set a timeout inside fn. If fn heeds no context, let a timer
+// forget the key.
+//
+// A Group is not a mutex. After Forget, or when the last caller of a DoContext has
+// left, a new call can run beside the old one, even if the old fn heeds its context
+// and is only cleaning up.
+//
+// # Choosing a key
+//
+// The key must contain everything that the result depends on, such as the user, the
+// tenant, the credentials or a revision. Otherwise callers get results that are not
+// theirs. Join several parts so that no other parts make the same key: use
+// fmt.Sprintf("%q %q", a, b), not a + b.
+//
+// # What callers share
+//
+// All callers of a call get the same value, not copies of it. Clone what you modify,
+// with [slices.Clone] or [maps.Clone] for example. A shared value with a Close method
+// has no last user that anyone knows, so return values that need no closing.
+//
+// All callers get the same error. Those that try again after it share the next call.
+//
+// The result shared is true for the caller that started the call, too. To count the
+// callers that were spared the work, set a flag in each caller's own fn. With DoContext
+// and DoChan it must be atomic, as fn may still run when its caller has left.
+//
+// # Panics and Goexit
+//
+// If fn panics, every caller waiting in Do or DoContext panics on its own goroutine
+// with the same error, a [PanicError]. Its text is the value that fn panicked with, an
+// empty line, and the stack of fn's panic. It unwraps to the value if that is an error.
+// The key is free by then.
+//
+// A panic cannot be raised in a caller that waits for a channel. If DoChan was called
+// for the call, fn's panic crashes the process, even if the channel was dropped and
+// whatever the other callers do. It also crashes the process if every caller of a
+// DoContext has left. The output has the value and fn's stack, and no recover can
+// prevent the crash. DoChan and DoContext run fn on a goroutine of its own, where nothing
+// above the caller, such as net/http's server, recovers: to be safe, recover in fn.
+//
+// If fn calls [runtime.Goexit], the goroutine of every caller waiting in Do or DoContext
+// exits, and its deferred functions run. A channel gets [ErrGoexit]. A Goexit raised
+// while fn panics replaces the panic, as it does in Go.
+//
+// # Memory model
+//
+// In the terminology of the Go memory model, the end of fn, by return, panic or Goexit,
+// synchronizes before the return of every Do and DoContext and the receive of every
+// Result that it answers, and before the start of the next call of its key. If the call
+// was forgotten or given up, what precedes Forget, ForgetUnshared or the return of its
+// last caller synchronizes before the start of the next call instead. Calls of
+// different keys are not ordered.
+//
+// # Tests with synctest
+//
+// A Group may be used inside a [testing/synctest] bubble, then outside, then in another
+// bubble. A caller that joins a call of its own bubble is durably blocked; in DoContext,
+// if the Done channel of its ctx belongs to the bubble or is nil.
+//
+// A Do may join a call across the edge of a bubble, but is not durably blocked then.
+// A DoChan or DoContext may not, since channels of a bubble cannot be used outside: a
+// DoChan inside that joins a Do outside looks like a deadlock of the bubble, and a
+// DoContext on both sides is a fatal error. The runtimes of Go 1.25.0 and 1.25.1 can
+// fail if parallel tests join calls in bubbles, with x/sync as well.
+//
+// # Differences
+//
+// These are the differences from golang.org/x/sync/singleflight v0.25.0:
+//
+//   - If fn calls Goexit, a channel gets [ErrGoexit]. In x/sync it gets nothing.
+//   - An error that fn returns is an ordinary error. In x/sync, an error that another
+//     Group's panic produced panics every caller, or crashes the process.
+//   - A panic of a deferred function while fn's goroutine exits is a panic. In x/sync
+//     it is lost.
+//   - panic(nil) under GODEBUG=panicnil=1 is a panic. In x/sync it is success, with nil
+//     results. While fn's goroutine exits, it cannot be told from the Goexit.
+//   - No lock is held while callers are answered or the process crashes. In x/sync, the
+//     end of a call with many callers stalls all keys of its Group.
+//   - The memory that a burst of calls took is given back. In x/sync a Group retains it.
+//   - Calls of different keys in a Group are not ordered. In x/sync, its mutex orders
+//     them.
+//   - The calls in flight are in one table for the process. So a debugger cannot list
+//     the calls of a Group, and a goroutine that is stuck in a call of a Group that was
+//     dropped looks alive to the runtime's goroutine leak profile.
+//   - There are more names. They can collide in a program that imports the package with
+//     a dot, or embeds a Group beside something with a method of the same name.
+//
+// # What it does not do
+//
+// It does not cache, expire, batch, retry, limit concurrency, or work across processes.
+// Put a cache in front of it, filled by fn. Across machines, use a lease in a shared
+// store, or something like groupcache.
 package singleflight
 
 import (
