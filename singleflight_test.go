@@ -11,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -252,14 +253,13 @@ func tracesIn(dump, state, stack string) (found []string) {
 	return found
 }
 
-func (g *Group) stripe(key string) *stripe { return stripeOf(hashOf(key) ^ g.id()) }
+func (g *Group) stripe(key string) *stripe { s, _, _ := g.lock(key); s.mu.Unlock(); return s }
 
 // with calls f with the call of key that can be joined, or nil, under the lock.
 func with(g *Group, key string, f func(c *call)) {
-	s := g.stripe(key)
-	s.mu.Lock()
+	s, _, c := g.lock(key)
 	defer s.mu.Unlock()
-	f(s.find(hashOf(key)^g.id(), g, key))
+	f(c)
 }
 
 // callersOf returns how many callers of the call of key have not left.
@@ -2293,14 +2293,14 @@ func TestJoinersAreWokenUnderNoLock(t *testing.T) {
 			var once sync.Once
 			j := newJob()
 			j.lead(t, byDo, nil, &g, key)
+			s := g.stripe(key)
 			for range 1000 {
 				go func() {
 					g.Do(key, unwanted(t).plain())
 					once.Do(func() {
-						locked := g.stripe(key).mu.TryLock()
-						check(t, "the lock can be taken", locked, true)
-						check(t, "calls that can be joined", g.stripe(key).n, 0)
-						g.stripe(key).mu.Unlock()
+						check(t, "the lock can be taken", s.mu.TryLock(), true)
+						check(t, "calls that can be joined", s.n, 0)
+						s.mu.Unlock()
 					})
 				}()
 			}
@@ -2673,8 +2673,7 @@ func FuzzTable(f *testing.F) {
 				id := id{uint64(b>>1) << (30 + i%3), &groups[i%5], strconv.Itoa(i % 7)}
 				check(t, "call found before it comes", s.find(id.hash, id.g, id.key), model[id])
 				if model[id] == nil {
-					model[id] = &call{hash: id.hash, group: id.g, key: id.key}
-					s.insert(model[id])
+					model[id] = s.start(id.hash, id.g, id.key)
 					ids = append(ids, id)
 				}
 			} else if len(ids) > 0 {
@@ -2700,31 +2699,32 @@ func TestKeysAndGroupsSpread(t *testing.T) {
 		Group
 		_ [1016]byte
 	}, n)
-	for name, hash := range map[string]func(i int) uint64{
-		"keys of a Group":              func(i int) uint64 { return hashOf(strconv.Itoa(i)) ^ g.id() },
-		"a key in Groups side by side": func(i int) uint64 { return hashOf(key) ^ dense[i].id() },
-		"a key in Groups far apart":    func(i int) uint64 { return hashOf(key) ^ sparse[i].id() },
+	for name, lock := range map[string]func(i int) (*stripe, uint64, *call){
+		"keys of a Group":              func(i int) (*stripe, uint64, *call) { return g.lock(strconv.Itoa(i)) },
+		"a key in Groups side by side": func(i int) (*stripe, uint64, *call) { return dense[i].lock(key) },
+		"a key in Groups far apart":    func(i int) (*stripe, uint64, *call) { return sparse[i].lock(key) },
 	} {
-		var inStripe [1 << stripeBits]int
-		inSlot := make(map[[2]int]int)
-		most := 0
+		inStripe, inSlot := make(map[*stripe]int), make(map[[2]any]int)
 		for i := range n {
-			stripe := int(hash(i) >> (64 - stripeBits))
-			slot := [2]int{stripe, home(hash(i)) & 511}
-			inStripe[stripe]++
-			inSlot[slot]++
-			most = max(most, inSlot[slot])
+			s, hash, _ := lock(i)
+			s.mu.Unlock()
+			inStripe[s]++
+			inSlot[[2]any{s, home(hash) & 511}]++
 		}
 		// On the average 256 in a stripe, and one for every second slot.
-		if fewest := slices.Min(inStripe[:]); fewest < 128 || slices.Max(inStripe[:]) > 512 || most > 12 {
-			t.Errorf("%s: %d to %d in a stripe, up to %d in a slot", name, fewest, slices.Max(inStripe[:]), most)
+		most, mostInSlot := slices.Max(slices.Collect(maps.Values(inStripe))), slices.Max(slices.Collect(maps.Values(inSlot)))
+		if len(inStripe) != len(stripes) || most > 512 || mostInSlot > 12 {
+			t.Errorf("%s: up to %d in one of %d stripes, up to %d in a slot", name, most, len(inStripe), mostInSlot)
 		}
 	}
 }
 
 func TestHashIsSeededPerProcess(t *testing.T) {
 	if inChild() {
-		fmt.Println("HASH", hashOf(key))
+		// The address of a Group, which is a variable of the program, can be the same.
+		s, hash, _ := bubbled.lock(key)
+		s.mu.Unlock()
+		fmt.Println("HASH", hash)
 		return
 	}
 	one, _ := child(t)
