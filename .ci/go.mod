@@ -4,7 +4,6 @@ go 1.26.0
 
 require (
 	example.com/singleflight v0.0.0
-	github.com/anishathalye/porcupine v1.3.1
 	github.com/go-redsync/redsync/v4 v4.18.1
 	github.com/redis/go-redis/v9 v9.23.0
 	github.com/zeromicro/go-zero v1.10.3

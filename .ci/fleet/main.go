@@ -1,5 +1,5 @@
 // Copyright 2026 The singleflight Authors.
-// Use of this source code is governed by the BSD-style licence in LICENSE.
+// Use of this source code is governed by the BSD-style license in LICENSE.
 
 // Fleet has callers in several processes ask for one key, with a Group in each process
 // and a lease in Redis between them, and checks how often the backend is asked.

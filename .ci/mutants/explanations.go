@@ -1,5 +1,5 @@
 // Copyright 2026 The singleflight Authors.
-// Use of this source code is governed by the BSD-style licence in LICENSE.
+// Use of this source code is governed by the BSD-style license in LICENSE.
 
 package main
 

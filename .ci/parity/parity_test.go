@@ -1,5 +1,5 @@
 // Copyright 2026 The singleflight Authors.
-// Use of this source code is governed by the BSD-style licence in LICENSE.
+// Use of this source code is governed by the BSD-style license in LICENSE.
 
 // Package parity checks that a program for golang.org/x/sync/singleflight needs no
 // change but of the import path.

@@ -1,5 +1,5 @@
 // Copyright 2026 The singleflight Authors.
-// Use of this source code is governed by the BSD-style licence in LICENSE.
+// Use of this source code is governed by the BSD-style license in LICENSE.
 
 // Command program uses all of golang.org/x/sync/singleflight in the ways that the
 // language has for it. The test beside it also builds it with no more changed than
