@@ -2346,8 +2346,8 @@ func TestUsersCodeRunsUnderNoLock(t *testing.T) {
 		inFlight(t)
 		g.ForgetUnshared(key)
 		g.DoContext(outer.ctx, "another", returns(nil, nil))
-		g.Do("yet another", returns(nil, nil).plain())
 		g.Forget(key)
+		g.Do(key, returns(nil, nil).plain())
 	}
 	for _, parent := range []context.Context{context.Background(), outer.ctx} {
 		used.Store(0)

@@ -13,7 +13,7 @@
 // part of those that compile that is killed. Each of the others needs an explanation,
 // in explanations.go.
 //
-// The status is not 0 if efficacy is below 95 %, for either sort, if a survivor is
+// The status is not 0 if efficacy is below 98 %, for either sort, if a survivor is
 // not explained, or if an explanation explains none.
 //
 // What is broken is a copy: the files at the root that git knows, as they are now.
@@ -43,7 +43,7 @@ var (
 	verbose = flag.Bool("v", false, "print every mutant as its fate is known")
 )
 
-const enough = 95 // percent
+const enough = 98 // percent
 
 // A mutant is a file with the text from one offset to another replaced.
 type mutant struct {
