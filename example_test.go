@@ -83,7 +83,7 @@ func panicToError(err *error) {
 
 // A hundred clients ask an HTTP handler for one page, and it asks the slow backend
 // once. Since fn's context has no deadline, fn sets a timeout. It also recovers from
-// panics: when all clients have left, net/http cannot, and the process would crash.
+// its panics: if all clients have left, net/http cannot, and the process would crash.
 func Example() {
 	const clients = 100
 	var came sync.WaitGroup
@@ -164,9 +164,9 @@ func ExampleGroup_Do() {
 	// loads: 2
 }
 
-// A caller leaves when its own context is done. The work goes on without it: fn gets
-// no context in DoChan. As the caller was given a channel, a panic of fn would crash
-// the process, so fn recovers.
+// A caller stops waiting when its own context is done. fn has no context in DoChan, so
+// the work goes on and finishes. fn recovers from its panics: since the caller was
+// given a channel, one would crash the process.
 func ExampleGroup_DoChan() {
 	var group singleflight.Group
 	answer, stored := make(chan string), make(chan string, 1)
@@ -252,8 +252,8 @@ func ExampleGroup_DoContext_timeout() {
 }
 
 // A cache is invalidated while a value is being loaded. Forget makes later callers
-// load it again, but the forgotten fn still runs and would store what is outdated by
-// then. So it stores nothing if the revision has changed since it started.
+// load the value again. But the forgotten fn still runs, and it would store a value
+// that is out of date. So fn stores nothing if the revision has changed since it began.
 func ExampleGroup_Forget() {
 	var group singleflight.Group
 	var mu sync.Mutex // guards cache and revision
@@ -302,7 +302,7 @@ func ExampleGroup_Forget() {
 
 // This fn heeds no context, so nothing ends it when it is stuck. A timer forgets the
 // key, and the next caller starts a new call. If the timer fires when fn has just
-// ended, it may forget the next call, and then one more call starts.
+// ended, it can forget the next call instead, and then one more call starts.
 func ExampleGroup_Forget_timer() {
 	var group singleflight.Group
 	forgotten := make(chan bool, 1)
@@ -330,7 +330,7 @@ func ExampleGroup_Forget_timer() {
 }
 
 // A caller that gives up forgets its call unless another has joined it. Forget would
-// also forget a joined call, and newcomers would repeat work that is under way.
+// forget a joined call, too, and the next caller would repeat work that is under way.
 func ExampleGroup_ForgetUnshared() {
 	var group singleflight.Group
 	answer := make(chan struct{})
@@ -416,8 +416,8 @@ func ExampleDo() {
 }
 
 // Files include other files, so an fn asks for other keys. It passes on the context
-// that it was given, and so a cycle is reported as ErrRecursive. With the first
-// caller's context, or with Do, the calls would wait for each other forever.
+// that it was given, so a cycle is reported as ErrRecursive. With the context of the
+// first caller, or with Do, the calls would wait for each other forever.
 func ExampleDoContext_recursion() {
 	includes := map[string][]string{
 		"app.conf":   {"db.conf", "log.conf"},
@@ -453,8 +453,8 @@ func ExampleDoContext_recursion() {
 }
 
 // A caller recovers from fn's panic and reports it with the stack of the goroutine
-// that fn panicked on. It panics again with a value that is not a PanicError, as that
-// one does not come from fn.
+// that fn panicked on. A value that is not a PanicError does not come from fn, so the
+// caller panics with it again.
 func ExamplePanicError() {
 	var group singleflight.Group
 	compile := func(pattern string) (re any, err error) {

@@ -12,8 +12,8 @@ import (
 )
 
 // ErrGoexit is the Err of a [Result] if fn called [runtime.Goexit]. Test for it
-// with [errors.Is]. Only the channels of [Group.DoChan] deliver it; callers
-// waiting in other methods exit their goroutines.
+// with [errors.Is]. Only the channels of [Group.DoChan] deliver it. The goroutines of
+// callers waiting in other methods exit instead.
 var ErrGoexit = errors.New("singleflight: fn called runtime.Goexit")
 
 // An ending is one of the three ways in which fn can end.
@@ -45,9 +45,9 @@ func (o *outcome) deliver() (any, error) {
 }
 
 // A PanicError is the value with which [Group.Do] and [Group.DoContext] panic if fn
-// panicked. Every caller of the call gets the same one. [errors.As] finds it in a
-// recovered error, and in errors that wrap that. The text of the error is the value
-// that fn panicked with, an empty line, and the stack.
+// panicked. All callers of the call that panic do so with the same one. [errors.As]
+// finds it in a recovered error, and in errors that wrap that. The text of the error is
+// the value that fn panicked with, an empty line, and the stack.
 type PanicError interface {
 	error
 

@@ -10,9 +10,10 @@
 //
 // A call is one execution of a function, fn, for a key in a [Group]. The first caller
 // of a key starts a call. Callers that come while it is in flight join it: their own
-// fn is ignored, and they get the results of the call. When fn is done, the call ends
-// in one step that frees the key and settles which callers get the results. Callers
-// that come later start or join a new call. Results are not cached.
+// fn is ignored, and they get the results of the call. fn is done when it has returned,
+// panicked or called [runtime.Goexit]. The call then ends in one step, which frees the
+// key and settles which callers get the results. Callers that come later start or join
+// a new call. Results are not cached.
 //
 // # Choosing a method
 //
@@ -20,17 +21,17 @@
 //   - Use [Group.DoContext] if callers have a context, such as that of a request. Each
 //     caller stops waiting when its own context is done, and fn's context is canceled
 //     when all callers have left.
-//   - Use [Group.DoChan] in a select if the work is to finish even if all callers have
-//     stopped waiting, such as filling a cache.
+//   - Use [Group.DoChan] in a select if callers can stop waiting, but the work is to
+//     finish even if all of them have, such as filling a cache.
 //   - Use the functions [Do] and [DoContext] for typed results.
 //   - Use [Group.Forget] to make the next caller start a new call, and
 //     [Group.ForgetUnshared] to do so unless the call was joined.
 //
 // All of them can be used for one key at the same time.
 //
-// Give fn a time limit. Nothing else ends a call that is stuck while callers keep
-// coming. With DoContext, set a timeout inside fn. If fn heeds no context, let a timer
-// forget the key.
+// Give fn a time limit. Without one, a stuck call makes its key fail for as long as
+// callers keep coming, since each joins it. With DoContext, set a timeout inside fn. If
+// fn cannot be stopped by a context, let a timer forget the key.
 //
 // A Group is not a mutex. After Forget, or when the last caller of a DoContext has
 // left, a new call can run beside the old one, even if the old fn heeds its context
@@ -40,20 +41,22 @@
 //
 // The key must contain everything that the result depends on, such as the user, the
 // tenant, the credentials or a revision. Otherwise callers get results that are not
-// theirs. Join several parts so that no other parts make the same key: use
+// theirs. Join several parts so that different parts make different keys: use
 // fmt.Sprintf("%q %q", a, b), not a + b.
 //
 // # What callers share
 //
 // All callers of a call get the same value, not copies of it. Clone what you modify,
-// with [slices.Clone] or [maps.Clone] for example. A shared value with a Close method
-// has no last user that anyone knows, so return values that need no closing.
+// with [slices.Clone] or [maps.Clone] for example. A caller cannot know whether it is
+// the last to use a shared value, so return values that need no Close.
 //
-// All callers get the same error. Those that try again after it share the next call.
+// All callers get the same error. Those that call again after it can share the next
+// call and its error, too. If an attempt is worth repeating, repeat it inside fn.
 //
-// The result shared is true for the caller that started the call, too. To count the
-// callers that were spared the work, set a flag in each caller's own fn. With DoContext
-// and DoChan it must be atomic, as fn may still run when its caller has left.
+// The result shared is true for the caller that started the call, too. To know whether
+// a caller did the work, or to count those that did not, set a flag in each caller's
+// own fn. With DoContext and DoChan the flag must be atomic, as fn may still run when
+// its caller has left.
 //
 // # Panics and Goexit
 //
@@ -62,12 +65,11 @@
 // empty line, and the stack of fn's panic. It unwraps to the value if that is an error.
 // The key is free by then.
 //
-// A panic cannot be raised in a caller that waits for a channel. If DoChan was called
-// for the call, fn's panic crashes the process, even if the channel was dropped and
-// whatever the other callers do. It also crashes the process if every caller of a
-// DoContext has left. The output has the value and fn's stack, and no recover can
-// prevent the crash. DoChan and DoContext run fn on a goroutine of its own, where nothing
-// above the caller, such as net/http's server, recovers: to be safe, recover in fn.
+// The process crashes instead if DoChan was called for the call, even if the channel
+// was dropped, because a panic cannot be raised in a caller that waits for a channel.
+// It also crashes if DoContext started the call and every caller has left. The output
+// has the value and fn's stack. A recover above a caller, such as that of net/http's
+// server, does not prevent the crash. Only a recover inside fn does.
 //
 // If fn calls [runtime.Goexit], the goroutine of every caller waiting in Do or DoContext
 // exits, and its deferred functions run. A channel gets [ErrGoexit]. A Goexit raised
@@ -75,24 +77,25 @@
 //
 // # Memory model
 //
-// In the terminology of the Go memory model, the end of fn, by return, panic or Goexit,
-// synchronizes before the return of every Do and DoContext and the receive of every
-// Result that it answers, and before the start of the next call of its key. If the call
-// was forgotten or given up, what precedes Forget, ForgetUnshared or the return of its
-// last caller synchronizes before the start of the next call instead. Calls of
-// different keys are not ordered.
+// In the terminology of the Go memory model, the end of fn synchronizes before the
+// return of every Do and DoContext and the receive of every Result that it answers. It
+// also synchronizes before the start of the next call of its key, unless fn's call was
+// forgotten or given up. In that case, what precedes the Forget or ForgetUnshared, or
+// the cancellation of the last caller's ctx, synchronizes before that start. The Group
+// does not order calls of different keys.
 //
 // # Tests with synctest
 //
 // A Group may be used inside a [testing/synctest] bubble, then outside, then in another
-// bubble. A caller that joins a call of its own bubble is durably blocked; in DoContext,
-// if the Done channel of its ctx belongs to the bubble or is nil.
+// bubble. A caller that waits for a call started in its own bubble is durably blocked;
+// in DoContext, if the Done channel of its ctx belongs to the bubble or is nil.
 //
-// A Do may join a call across the edge of a bubble, but is not durably blocked then.
-// A DoChan or DoContext may not, since channels of a bubble cannot be used outside: a
-// DoChan inside that joins a Do outside looks like a deadlock of the bubble, and a
-// DoContext on both sides is a fatal error. The runtimes of Go 1.25.0 and 1.25.1 can
-// fail if parallel tests join calls in bubbles, with x/sync as well.
+// A Do may join a call across the edge of a bubble, but is not durably blocked then. Do
+// not join a call across the edge with DoChan or DoContext: a channel that was made in
+// a bubble cannot be used outside. Some of these joins make the bubble report that all
+// its goroutines are blocked. Others crash the process with a fatal error about a
+// "synctest channel". The runtimes of Go 1.25.0 and 1.25.1 can fail if parallel tests
+// join calls in bubbles, with x/sync as well.
 //
 // # Differences
 //
@@ -103,18 +106,19 @@
 //     Group's panic produced panics every caller, or crashes the process.
 //   - A panic of a deferred function while fn's goroutine exits is a panic. In x/sync
 //     it is lost.
-//   - panic(nil) under GODEBUG=panicnil=1 is a panic. In x/sync it is success, with nil
-//     results. While fn's goroutine exits, it cannot be told from the Goexit.
+//   - panic(nil) under GODEBUG=panicnil=1 is a panic, except of a deferred function
+//     while fn's goroutine exits. In x/sync it is success, with nil results.
 //   - No lock is held while callers are answered or the process crashes. In x/sync, the
 //     end of a call with many callers stalls all keys of its Group.
 //   - The memory that a burst of calls took is given back. In x/sync a Group retains it.
-//   - Calls of different keys in a Group are not ordered. In x/sync, its mutex orders
-//     them.
+//   - Calls of different keys in a Group are not ordered. In x/sync, the Group's mutex
+//     orders them.
 //   - The calls in flight are in one table for the process. So a debugger cannot list
-//     the calls of a Group, and a goroutine that is stuck in a call of a Group that was
-//     dropped looks alive to the runtime's goroutine leak profile.
-//   - There are more names. They can collide in a program that imports the package with
-//     a dot, or embeds a Group beside something with a method of the same name.
+//     the calls of a Group, and the runtime's goroutine leak profile does not report a
+//     goroutine that is stuck in a call of a Group that was dropped.
+//   - The package has more names. They can collide in a program that imports it with a
+//     dot, and the methods DoContext and ForgetUnshared in a struct that embeds a Group
+//     beside another type with such a method.
 //
 // # What it does not do
 //
@@ -140,7 +144,8 @@ import (
 // The zero Group is ready to use. A Group must not be copied after first use; go vet
 // reports such copies. Its methods may be called by any number of goroutines at
 // once. A Group takes one word and needs no closing. While a call is in flight, its
-// Group stays reachable, and with it the struct that the Group is part of.
+// Group stays reachable, and with it the struct that the Group is part of. So their
+// finalizers and cleanups do not run in the middle of fn.
 type Group struct {
 	_ [0]sync.Mutex // for go vet's copylocks
 
@@ -170,16 +175,19 @@ type Result struct {
 // Any string is a valid key. Once the call has ended, the Group retains neither the
 // key nor fn, v or err.
 //
-// If fn panics, Do panics on the goroutine of every caller that waits in it, with a
-// [PanicError]. If fn calls [runtime.Goexit], these goroutines exit. A nil fn panics
-// like any call of a nil function, unless the caller joins. See "Panics and Goexit"
-// in the package documentation.
+// If fn panics, every caller that waits in Do panics with a [PanicError], unless
+// [Group.DoChan] was called for the call: then the process crashes. If fn calls
+// [runtime.Goexit], the goroutine of every such caller exits. A nil fn panics like any
+// call of a nil function, unless the caller joins. See "Panics and Goexit" in the
+// package documentation.
 //
-// fn may call every method of its Group, for any key. But an fn that waits for its
-// own key waits for itself, forever, unless it calls [Group.Forget] first. So do
-// functions that wait for one another's keys. [Group.DoContext] detects that, Do does
-// not. Do cannot stop waiting before fn is done; use [Group.DoContext] or
-// [Group.DoChan] if the caller must be able to.
+// fn may call every method of its Group, for any key. But an fn that waits in Do for
+// its own key waits for itself, forever, unless it calls [Group.Forget] first. So do
+// functions that wait in Do for one another's keys. To detect such cycles, use
+// [Group.DoContext] for every wait inside an fn.
+//
+// Do does not return before fn is done. If the caller must be able to stop waiting, use
+// [Group.DoContext] or [Group.DoChan].
 func (g *Group) Do(key string, fn func() (any, error)) (v any, err error, shared bool) {
 	s, hash, c := g.lock(key)
 	if c != nil {
@@ -200,10 +208,10 @@ func (g *Group) Do(key string, fn func() (any, error)) (v any, err error, shared
 // The caller that starts a call starts one goroutine, on which fn runs to its end,
 // even if every caller has stopped waiting. Joining starts no goroutine.
 //
-// The channel belongs to this caller alone. It receives one Result and is not closed.
-// It has room for the Result, so a caller may drop it: nothing leaks once the call
-// has ended. The key is free before the Result is sent, so the next call of the key
-// can be running by the time the Result is received.
+// The channel belongs to this caller alone. It receives one Result when fn has returned
+// or exited, and is not closed. It has room for the Result, so a caller may drop it:
+// nothing leaks once the call has ended. The key is free before the Result is sent, so
+// the next call of the key can be running by the time the Result is received.
 //
 // If fn panics after DoChan was called for its call, the process crashes, even if the
 // channel was dropped. To prevent that, recover in fn. If fn calls [runtime.Goexit],
@@ -228,7 +236,8 @@ func (g *Group) DoChan(key string, fn func() (any, error)) <-chan Result {
 // Forget makes the Group forget the call of key that is in flight, if there is one:
 // the next caller starts a new call. The forgotten call goes on beside it and answers
 // the callers that it has. Whatever else its fn does still happens, such as storing a
-// value that is out of date by now.
+// value that is out of date by now. So to invalidate a cache, also change a revision,
+// which fn compares before it stores the value, or which is part of the key.
 func (g *Group) Forget(key string) {
 	g.forget(key, true)
 }
@@ -264,9 +273,10 @@ var ErrRecursive = errors.New("singleflight: call would wait for itself")
 //
 // DoContext joins the call of key that is in flight, whichever method started it. If
 // there is none, it starts one: fn runs on a new goroutine, with a context that has
-// the values of this ctx but neither its deadline nor its cancellation. fn sees these
-// values also after the caller that they came from has left. So do not pass a context
-// that a framework reuses after the request; pass the request's own.
+// the values of this ctx but neither its deadline nor its cancellation. So fn uses the
+// trace, the logger or the user of the caller that started the call, also for those
+// that join and after that caller has left. Do not pass a context that a framework
+// reuses after the request; pass the request's own.
 //
 // A caller whose ctx is done returns (nil, ctx.Err(), false) at once. The error is
 // that of ctx.Err, not of [context.Cause]. If ctx is done when DoContext is called,
@@ -275,29 +285,34 @@ var ErrRecursive = errors.New("singleflight: call would wait for itself")
 // them, even if its ctx is done by the time it returns. shared is as described for
 // [Group.Do].
 //
-// When the last caller leaves, the call is forgotten in the same step, so that no
-// caller joins a call that was given up, and fn's context is canceled before that
-// caller returns. A caller waiting in Do and a channel of DoChan keep the call alive;
-// leaving a call that Do or DoChan started does nothing to it. fn must heed its
-// context: if it does not, it runs on, beside the calls that follow.
+// The call is given up when its last caller leaves. In the same step it is forgotten,
+// so no caller joins it any more, and fn's context is canceled before the last caller
+// returns. A caller waiting in Do and a channel of DoChan, even a dropped one, keep the
+// call alive. So a call that Do or DoChan started is not given up. If work must finish
+// though all callers have left, use DoChan.
 //
-// fn's context has no deadline, and is not canceled while callers keep coming. An fn
+// fn must heed its context: if it does not, it runs on, beside the calls that follow.
+// The context has no deadline, and is not canceled while callers keep coming. An fn
 // that can get stuck needs a timeout of its own. The context is canceled when fn is
-// done, before any caller gets the results: fn must not return anything bound to it,
-// such as the body of an HTTP response that is still to be read.
+// done, before any caller gets the results. So fn must not return anything bound to
+// it, such as the body of an HTTP response that is still to be read.
 //
-// If fn panics or calls [runtime.Goexit], so does every caller waiting in DoContext
-// or Do when the call ends. fn's panic crashes the process if no caller is waiting,
-// or if DoChan was called for its call. DoContext panics if ctx is nil. A nil fn
-// panics as described for [Group.Do].
+// If fn panics or calls [runtime.Goexit], so does every caller waiting in DoContext or
+// Do when the call ends. fn's panic crashes the process instead if no caller is
+// waiting, or if DoChan was called for the call. See "Panics and Goexit" in the package
+// documentation. DoContext panics if ctx is nil. A nil fn panics as described for
+// [Group.Do].
 //
-// An fn may ask for other keys, with its own context or one derived from it. If that
-// wait would close a cycle, because that call waits for this one, DoContext returns
-// (nil, [ErrRecursive], false) at once, even if a deadline would break the cycle
-// later. This holds across Groups, and for every goroutine that uses fn's context, so
-// give background work a context of its own. Waits through Do and DoChan are not
-// seen, nor are waits with a context that comes from no fn, from an fn that is done,
-// or from an enclosing fn, such as a ctx that was meant to be shadowed.
+// fn may itself call DoContext. It should pass on its own context, or one derived from
+// it, so that cycles are detected: if the other call waits for fn's call, directly or
+// through more calls, DoContext returns (nil, [ErrRecursive], false) at once, even if a
+// deadline would break the cycle later. This holds across Groups and for every
+// goroutine that uses fn's context. So give background work a context of its own.
+//
+// Waits in Do or for a channel are not seen. A wait in DoContext counts for the fn that
+// its ctx comes from, while that fn runs. So a wait with a context that comes from no
+// fn is not seen either, and one with the context of an enclosing fn does not count for
+// the inner fn. Name the context of each fn ctx, so that it shadows the others.
 func (g *Group) DoContext(ctx context.Context, key string, fn func(context.Context) (any, error)) (v any, err error, shared bool) {
 	if ctx == nil {
 		panic("singleflight: nil context")
@@ -355,11 +370,11 @@ func (g *Group) DoContext(ctx context.Context, key string, fn func(context.Conte
 // Do is [Group.Do] with a typed result, for keys whose calls all return a V. It panics
 // and exits as [Group.Do] does.
 //
-// If the caller joins a call that was started with another type, the value decides: it
-// matches if a type assertion to V succeeds. A nil value is the zero V if V is a type
-// that can be nil. If fn returned an error, Do returns it unchanged, with the value if
-// it matches. Otherwise a value that does not match makes Do return the zero V and an
-// error that names both types and the key, a long one by its first 64 bytes.
+// A call that was started with another type can be joined. Its value matches if a type
+// assertion to V succeeds. A nil value matches, as the zero V, if V is a type that can
+// be nil. If the value does not match, Do returns the zero V. If fn returned an error,
+// Do returns it unchanged in both cases. Otherwise the error for a value that does not
+// match names both types and the key, a long key by its first 64 bytes.
 func Do[V any](g *Group, key string, fn func() (V, error)) (v V, err error, shared bool) {
 	val, err, shared := g.Do(key, func() (any, error) { return fn() })
 	return typed[V](key, val, err, shared)
