@@ -523,7 +523,7 @@ func doCall(c *call, fn func() (any, error)) (v any, err error, shared bool) {
 }
 
 // answer hands the outcome of c, which has ended, to its callers. No lock is held, as
-// there may be very many. If alone, c is in use again.
+// there may be very many. If alone, c may be in use again and is not touched.
 func (c *call) answer(o *outcome, readers []chan<- Result, shared, alone bool) {
 	if o.how == exited {
 		o.err = ErrGoexit
