@@ -1418,16 +1418,15 @@ func TestFnRunsOnItsLeadersOrANewGoroutine(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var g Group
 			j := newJob()
-			callers := []<-chan answer{j.lead(t, by, t.Context(), &g, key)}
+			j.lead(t, by, t.Context(), &g, key)
 			for _, by := range ways {
-				callers = append(callers, join(t, by, t.Context(), &g, key))
+				join(t, by, t.Context(), &g, key)
 			}
 			synctest.Wait()
 			traces := goroutines("", ".doCall(")
 			check(t, "goroutines for one call", len(traces), 1)
 			contains(t, traces[0], frame)
 			j.end <- returns(1, nil)
-			answered(t, result(1, nil, true), callers...)
 		})
 	}
 }
@@ -1935,7 +1934,6 @@ func TestAllocations(t *testing.T) {
 			t.Errorf("%s: %v allocations, want at most %v", name, n, test.want)
 		}
 	}
-	check(t, "runs of the closure", n, 201)
 	check(t, "bytes of a Group", unsafe.Sizeof(g), unsafe.Sizeof(uintptr(0)))
 	check(t, "bytes of a stripe beyond pairs of cache lines", unsafe.Sizeof(stripes[0])%128, 0)
 }
@@ -2352,16 +2350,16 @@ func TestUsersCodeRunsUnderNoLock(t *testing.T) {
 	for _, parent := range []context.Context{context.Background(), outer.ctx} {
 		used.Store(0)
 		ctx, cancel := context.WithCancel(parent)
+		called := make(chan bool)
 		_, err, _ := g.DoContext(&busyContext{ctx, use, use, use}, key, func(ctx context.Context) (any, error) {
 			use()
 			ctx.Value(playedKey{})
-			called := make(chan bool)
 			context.AfterFunc(ctx, func() { use(); close(called) })
 			cancel()
 			<-ctx.Done()
-			<-called
 			return nil, nil
 		})
+		<-called
 		check(t, "error", err, context.Canceled)
 		if used.Load() < 6 {
 			t.Errorf("only %d calls of the user's code", used.Load())
@@ -2667,6 +2665,7 @@ func FuzzTable(f *testing.F) {
 		var s stripe
 		var groups [5]Group
 		var ids []id
+		size := 0
 		model := make(map[id]*call)
 		for i, b := range script {
 			if b&1 != 0 {
@@ -2685,7 +2684,12 @@ func FuzzTable(f *testing.F) {
 				delete(model, id)
 				ids = slices.Delete(ids, j, j+1)
 			}
-			check(t, "number of calls", s.n, len(model))
+			if 4*len(model) > 3*size {
+				size = max(2*size, 8)
+			} else if size > 8 && 4*len(model) < size {
+				size /= 2
+			}
+			check(t, "calls and slots", [2]int{s.n, len(s.slots)}, [2]int{len(model), size})
 			s.sound(t)
 		}
 	})
@@ -2738,7 +2742,6 @@ func TestHashIsSeededPerProcess(t *testing.T) {
 func BenchmarkDo(b *testing.B) {
 	var g Group
 	fn := returns(nil, nil).plain()
-	b.ReportAllocs()
 	for b.Loop() {
 		g.Do(key, fn)
 	}
@@ -2748,7 +2751,6 @@ func BenchmarkDoParallel(b *testing.B) {
 	var g Group
 	var goroutines atomic.Int64
 	fn := returns(nil, nil).plain()
-	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		k := fmt.Sprint("key", goroutines.Add(1))
 		for pb.Next() {
@@ -2760,7 +2762,6 @@ func BenchmarkDoParallel(b *testing.B) {
 func BenchmarkDoChan(b *testing.B) {
 	var g Group
 	fn := returns(nil, nil).plain()
-	b.ReportAllocs()
 	for b.Loop() {
 		<-g.DoChan(key, fn)
 	}
@@ -2770,7 +2771,6 @@ func BenchmarkDoContext(b *testing.B) {
 	var g Group
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()
-	b.ReportAllocs()
 	for b.Loop() {
 		g.DoContext(ctx, key, func(ctx context.Context) (any, error) { return ctx.Done(), nil })
 	}
@@ -2787,7 +2787,6 @@ func BenchmarkJoined(b *testing.B) {
 				}
 				return nil, nil
 			}
-			b.ReportAllocs()
 			for b.Loop() {
 				var wg sync.WaitGroup
 				for range callers {
