@@ -9,6 +9,4 @@ var explanations = map[string]string{
 
 	"LEFT_OUT: (*stripe).remove: ▸if s.n == 1 { // mostly, and a call by itself is at home; saves 3 % of an unjoined Do": "only speed: the rest of the function does the same",
 	"ARITHMETIC_BASE: (*stripe).remove: free = (free▸+ 1) & mask":                                                        "only speed: looking backward finds the call as well, once round the table",
-
-	"CONDITIONALS_BOUNDARY: (*stripe).start: if s.n++; 4*s.n▸> 3*len(s.slots) {": "only memory: a table grows one call sooner",
 }
