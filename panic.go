@@ -69,8 +69,8 @@ type panicError struct {
 	stack []byte // without its "goroutine N" line
 }
 
-// newPanicError must be called before the deferred function that recovered returns:
-// then the stack of the panic is gone.
+// newPanicError must be called before the deferred function that recovered returns.
+// After that, the stack of the panic is gone.
 func newPanicError(value any) *panicError {
 	// The first line names a goroutine and its state. The panic is raised again on
 	// others, of which the line would not be true.

@@ -482,7 +482,7 @@ func doCall(c *call, fn func() (any, error)) (v any, err error, shared bool) {
 		}
 		shared = c.shared
 		readers := c.readers
-		alone := !shared && c.done == nil // no other goroutine knows c
+		alone := !shared && c.done == nil // no other caller has come, so no one knows c
 		if alone {
 			c.wg.Done()
 			// Wait takes the mark of a synctest bubble off wg, as the next user may be
@@ -519,11 +519,11 @@ func doCall(c *call, fn func() (any, error)) (v any, err error, shared bool) {
 	if o.how == exited {
 		o.how = panicked // with nil: control came back
 	}
-	return o.val, o.err, false
+	return o.val, o.err, false // shared is set above
 }
 
 // answer hands the outcome of c, which has ended, to its callers. No lock is held, as
-// there may be very many. If alone, c may be in use again and is not touched.
+// there may be very many. If alone, c may be another call by now and is not touched.
 func (c *call) answer(o *outcome, readers []chan<- Result, shared, alone bool) {
 	if o.how == exited {
 		o.err = ErrGoexit
@@ -547,6 +547,7 @@ func (c *call) answer(o *outcome, readers []chan<- Result, shared, alone bool) {
 		select {}
 	case alone || c.node == nil || c.callers == 0:
 		// This is the goroutine of a caller of Do, or no caller is left to panic.
+		// Otherwise the callers do, and this goroutine ends.
 		panic(o.err)
 	}
 }
@@ -567,18 +568,21 @@ type node struct {
 type nodeKey struct{}
 
 // graph guards the edges of all nodes. It is held from looking for a cycle to adding
-// the edge. Only callers within an fn lock it, also while they hold a stripe's mutex.
+// the edge. Only callers within an fn lock it. A stripe's mutex comes before it.
 var graph sync.Mutex
 
 // wait notes that a caller in the fn of n waits for the call of m. It reports false,
-// and notes nothing, if that would close a cycle. A nil n is no fn, and a nil m a call
-// whose fn has no context to wait with.
+// and notes nothing, if that would close a cycle. n is nil if the caller is not within
+// an fn, and m is nil if Do or DoChan started the call: its fn has no context to wait
+// with.
 func (n *node) wait(m *node) bool {
 	if n == nil || m == nil {
 		return true
 	}
 	graph.Lock()
 	defer graph.Unlock()
+	// No wait can close a cycle unless an fn waits for the call of n. So a busy hub is not
+	// searched for nothing.
 	if n == m || n.waiters > 0 && m.waitsFor(n, make(map[*node]bool)) {
 		return false
 	}
@@ -610,11 +614,11 @@ func (n *node) unwait(m *node) {
 // While graph is locked no edge is added, and the end of a call only takes edges away.
 // So all edges that it follows were there together when it began.
 func (n *node) waitsFor(m *node, seen map[*node]bool) bool {
-	if n == m {
-		return true
-	}
 	if seen[n] || n.ended.Load() {
 		return false
+	}
+	if n == m {
+		return true
 	}
 	seen[n] = true
 	for next := range n.waits {
@@ -666,7 +670,8 @@ func stripeOf(hash uint64) *stripe {
 }
 
 // home returns the slot in which to begin to look for a hash, once it is reduced to the
-// size of the table. The lowest bits would not do, as addresses have zeros there.
+// size of the table. In the lowest bits, one key in many Groups has the same hash, since
+// addresses have zeros there.
 func home(hash uint64) int { return int(hash >> 32) }
 
 // lock locks the stripe of key in g. It returns the stripe, the hash of key in g, and the

@@ -1741,11 +1741,7 @@ func TestGroupIsReachableWhileACallIsInFlight(t *testing.T) {
 				resource *piece
 				group    Group
 			}{resource: ps.piece("resource")}, "owner")
-			answer := ask(by, t.Context(), &o.group, key, func(context.Context) (any, error) {
-				started <- true
-				<-end
-				return nil, nil
-			})
+			answer := ask(by, t.Context(), &o.group, key, func(context.Context) (any, error) { started <- true; <-end; return nil, nil })
 			<-started
 			if forgotten {
 				o.group.Forget(key)
@@ -1765,6 +1761,11 @@ func TestGroupIsReachableWhileACallIsInFlight(t *testing.T) {
 
 func TestGroupCanBeWatchedByItself(t *testing.T) {
 	var ps pieces
+	var retained []*uint64 // beside which the allocator would put a Group without a pointer
+	for i := range 100 {
+		watch(&ps, new(Group), fmt.Sprint("Group ", i))
+		retained = append(retained, new(uint64))
+	}
 	g := watch(&ps, new(Group), "Group")
 	w := weak.Make(g)
 	g.Do(key, returns(nil, nil).plain())
@@ -1772,14 +1773,12 @@ func TestGroupCanBeWatchedByItself(t *testing.T) {
 	g.DoContext(t.Context(), key, returns(nil, nil))
 	g = nil
 	ps.freed(t)
+	runtime.KeepAlive(retained)
 	check(t, "weak pointer", w.Value(), nil)
 }
 
 func TestMemoryOfABurstGoesBack(t *testing.T) {
-	burst, steady := 20_000, 500
-	if raceEnabled {
-		burst = 5000
-	}
+	const burst, steady = 6000, 500
 	synctest.Test(t, func(t *testing.T) {
 		var g Group
 		start := func(n int) (end chan bool) {
@@ -2235,7 +2234,6 @@ func TestTypedResults(t *testing.T) {
 		// nil, of a type that can be nil
 		typedCase[*stringer](nil, nil, nil, nil),
 		typedCase[fmt.Stringer](nil, nil, nil, nil),
-		typedCase[any](nil, nil, nil, nil),
 		typedCase[[]byte](nil, nil, nil, nil),
 		typedCase[map[string]int](nil, nil, nil, nil),
 		typedCase[chan int](nil, nil, nil, nil),
@@ -2249,14 +2247,11 @@ func TestTypedResults(t *testing.T) {
 		// beside an error
 		typedCase(7, errFn, 7, errFn),
 		typedCase("seven", errFn, 0, errFn),
-		typedCase(nil, errFn, 0, errFn),
-		typedCase[*stringer](7, errFn, nil, errFn),
 		typedCase[fmt.Stringer](one, errFn, one, errFn),
 		typedCase[fmt.Stringer](7, errFn, nil, errFn),
 		// of another type
 		typedCase("seven", nil, 0, errMismatch),
 		typedCase(named(7), nil, 0, errMismatch),
-		typedCase(7, nil, named(0), errMismatch),
 		typedCase[*stringer](*one, nil, nil, errMismatch),
 		typedCase[fmt.Stringer](*one, nil, nil, errMismatch),
 		typedCase[[]byte]("seven", nil, nil, errMismatch),
@@ -2282,28 +2277,39 @@ func TestTypedFunctionsRunFn(t *testing.T) {
 
 // Order under the lock.
 
-func TestJoinersAreWokenUnderNoLock(t *testing.T) {
-	// Whoever wakes first finds the leader still waking the others, if there is a
-	// second processor. No other goroutine can hold the lock.
-	for range 10 {
+// Whoever is told first finds fn's goroutine, or the last caller, still telling the
+// others, if there is a second processor.
+func TestManyAreToldUnderNoLock(t *testing.T) {
+	for i := range 20 {
 		synctest.Test(t, func(t *testing.T) {
 			var g Group
 			var once sync.Once
 			j := newJob()
-			j.lead(t, byDo, nil, &g, key)
-			s := g.stripe(key)
+			ctx, cancel := context.WithCancel(t.Context())
+			leader, s := j.lead(t, byDoContext, ctx, &g, key), g.stripe(key)
+			look := func() {
+				locked := s.mu.TryLock()
+				check(t, "the lock can be taken", locked, true)
+				check(t, "calls that can be joined", s.n, 0)
+				check(t, "the call has ended", j.ctx.Value(nodeKey{}).(*node).ended.Load(), i%2 == 0)
+				if locked {
+					s.mu.Unlock()
+				}
+			}
 			for range 1000 {
-				go func() {
-					g.Do(key, unwanted(t).plain())
-					once.Do(func() {
-						check(t, "the lock can be taken", s.mu.TryLock(), true)
-						check(t, "calls that can be joined", s.n, 0)
-						s.mu.Unlock()
-					})
-				}()
+				if i%2 == 0 {
+					go func() { g.Do(key, unwanted(t).plain()); once.Do(look) }()
+				} else {
+					context.AfterFunc(j.ctx, func() { once.Do(look) })
+				}
 			}
 			synctest.Wait()
+			if i%2 == 1 {
+				cancel()
+				<-leader
+			}
 			j.end <- returns(1, nil)
+			cancel()
 		})
 	}
 }
@@ -2373,25 +2379,21 @@ func TestContextWhoseMethodsPanicLeavesNoTrace(t *testing.T) {
 	nothing, boom := func() {}, func() { panic("of the context's") }
 	synctest.Test(t, func(t *testing.T) {
 		var g Group
-		outer := newJob()
-		outside := outer.lead(t, byDoContext, t.Context(), &g, "outer")
+		jobs, outside := leadAll(t, &g, "outer", key)
 		for name, ctx := range map[string]*busyContext{
-			"Done":  {outer.ctx, boom, nothing, nothing},
-			"Err":   {outer.ctx, nothing, boom, nothing},
-			"Value": {outer.ctx, nothing, nothing, boom},
+			"Done":  {jobs[0].ctx, boom, nothing, nothing},
+			"Err":   {jobs[0].ctx, nothing, boom, nothing},
+			"Value": {jobs[0].ctx, nothing, nothing, boom},
 		} {
-			want := answer{how: didPanic, val: "of the context's"}
-			answered(t, want, ask(byDoContext, ctx, &g, key, unwanted(t)))
-			check(t, name+": calls in flight", inFlight(t), 1)
-			j := newJob()
-			leader := j.lead(t, byDoContext, outer.ctx, &g, key)
-			answered(t, want, ask(byDoContext, ctx, &g, key, unwanted(t)))
-			check(t, name+": callers", callersOf(&g, key), 1)
-			j.end <- returns(1, nil)
-			answered(t, result(1, nil, false), leader)
+			for _, k := range []string{key, "unknown"} {
+				answered(t, answer{how: didPanic, val: "of the context's"}, ask(byDoContext, ctx, &g, k, unwanted(t)))
+			}
+			check(t, name+": calls in flight, and callers", [2]int{inFlight(t), callersOf(&g, key)}, [2]int{2, 1})
 		}
-		outer.end <- returns(nil, nil)
-		answered(t, result(nil, nil, false), outside)
+		for i, j := range jobs {
+			j.end <- returns(i, nil)
+			answered(t, result(i, nil, false), outside[i])
+		}
 	})
 }
 
@@ -2439,33 +2441,38 @@ func TestCycleOfThreeInTwoGroups(t *testing.T) {
 }
 
 func TestEachWaitOfAnFnCounts(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var g Group
-		jobs, outside := leadAll(t, &g, "a", "b", "c")
-		a, b, c := jobs[0], jobs[1], jobs[2]
-		var inside []<-chan answer
-		var leave []context.CancelFunc
-		for _, k := range []string{"b", "b", "c"} {
-			ctx, cancel := context.WithCancel(a.ctx)
-			leave = append(leave, cancel)
-			inside = append(inside, join(t, byDoContext, ctx, &g, k))
+	a, b, c := new(node), new(node), new(node)
+	for range 2 {
+		check(t, "a waits for b", a.wait(b), true)
+	}
+	for range 2 {
+		check(t, "b waits for a", b.wait(a), false)
+		check(t, "b waits for itself", b.wait(b), false)
+		a.unwait(b)
+	}
+	check(t, "b waits for a, which has stopped", b.wait(a), true)
+	check(t, "a waits for b", a.wait(b), false)
+	a.ended.Store(true) // after a goroutine of its fn saw that it had not
+	check(t, "c waits for b", c.wait(b), true)
+	check(t, "an ended call waits for c", a.wait(c), true)
+}
+
+func TestOneOfTwoCallsThatAskForEachOtherIsRefused(t *testing.T) {
+	for range 20 {
+		a, b := new(node), new(node)
+		wait := func(n, m *node) <-chan answer {
+			return attempt(func() (any, error, bool) { return n.wait(m), nil, false })
 		}
-		for i := range 2 {
-			refused(t, b.ctx, &g, "a")
-			refused(t, c.ctx, &g, "a")
-			leave[i]()
-			answered(t, result(nil, context.Canceled, false), inside[i])
+		graph.Lock()
+		first, second := wait(a, b), wait(b, a)
+		eventually(t, "both at the mutex", func() bool { return len(goroutines("[sync.Mutex.Lock", "(*node).wait(")) == 2 })
+		for start := time.Now(); time.Since(start) < 3*time.Millisecond; {
+			graph.Unlock() // whoever waits for 1 ms gets it next, so that they would take turns
+			graph.Lock()
 		}
-		back := join(t, byDoContext, b.ctx, &g, "a")
-		refused(t, c.ctx, &g, "a", "b") // b waits for a, which waits for c
-		leave[2]()
-		answered(t, result(nil, context.Canceled, false), inside[2])
-		for i, j := range jobs {
-			j.end <- returns(i, nil)
-			answered(t, result(i, nil, true), outside[i])
-		}
-		answered(t, result(0, nil, true), back)
-	})
+		graph.Unlock()
+		check(t, "the answers are alike", (<-first).val == (<-second).val, false)
+	}
 }
 
 // An ended call waits for nothing, even if a goroutine of its fn still waits, and what
@@ -2529,10 +2536,7 @@ func TestHubIsNotSearchedForNothing(t *testing.T) {
 		jobs, outside := leadAll(t, &g, "hub", "aside")
 		end := make(chan bool)
 		for i := range n {
-			ask(byDoContext, jobs[0].ctx, &g, fmt.Sprint("leaf", i), func(context.Context) (any, error) {
-				<-end
-				return nil, nil
-			})
+			ask(byDoContext, jobs[0].ctx, &g, fmt.Sprint("leaf", i), func(context.Context) (any, error) { <-end; return nil, nil })
 			outside = append(outside, ask(byDoContext, t.Context(), &g, fmt.Sprint("spoke", i), func(ctx context.Context) (any, error) {
 				v, err, _ := g.DoContext(ctx, "hub", unwanted(t))
 				return v, err
@@ -2623,10 +2627,7 @@ func FuzzKeys(f *testing.F) {
 		var g, other Group
 		end := make(chan bool)
 		fn := func(v string) func() (any, error) {
-			return func() (any, error) {
-				<-end
-				return v, nil
-			}
+			return func() (any, error) { <-end; return v, nil }
 		}
 		cha, chb, cho := g.DoChan(a, fn("a")), g.DoChan(b, fn("b")), other.DoChan(a, fn("other"))
 		close(end)
