@@ -33,15 +33,16 @@ type outcome struct {
 	err error // what fn returned, a *panicError, or ErrGoexit
 }
 
-// deliver returns, panics or exits the caller's goroutine, as fn did.
-func (o *outcome) deliver() (any, error) {
-	switch o.how {
+// deliver hands the outcome of c to a caller: it returns, panics or exits the caller's
+// goroutine, as fn did.
+func (c *call) deliver() (any, error) {
+	switch c.how {
 	case panicked:
-		panic(o.err)
+		panic(c.err)
 	case exited:
 		runtime.Goexit()
 	}
-	return o.val, o.err
+	return c.val, c.err
 }
 
 // A PanicError is the value with which [Group.Do] and [Group.DoContext] panic if fn

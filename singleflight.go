@@ -194,7 +194,7 @@ func (g *Group) Do(key string, fn func() (any, error)) (v any, err error, shared
 		c.join()
 		s.mu.Unlock()
 		c.wg.Wait()
-		v, err = c.outcome.deliver()
+		v, err = c.deliver()
 		return v, err, true
 	}
 	c = s.start(hash, g, key)
@@ -338,9 +338,9 @@ func (g *Group) DoContext(ctx context.Context, key string, fn func(context.Conte
 	}
 	if starts {
 		fnCtx := context.WithValue(context.WithoutCancel(ctx), nodeKey{}, c.node)
-		fnCtx, c.cancel = context.WithCancel(fnCtx)
+		fnCtx, c.node.cancel = context.WithCancel(fnCtx)
 		go doCall(c, func() (any, error) {
-			defer c.cancel()
+			defer c.node.cancel()
 			return fn(fnCtx)
 		})
 	} else {
@@ -363,7 +363,7 @@ func (g *Group) DoContext(ctx context.Context, key string, fn func(context.Conte
 		}
 	}
 	<-c.done
-	v, err = c.outcome.deliver()
+	v, err = c.deliver()
 	return v, err, c.shared
 }
 
@@ -414,11 +414,10 @@ func typed[V any](key string, val any, err error, shared bool) (V, error, bool) 
 // constant from then on, and wakes the callers.
 type call struct {
 	// Set before the call enters the table.
-	hash   uint64
-	group  *Group // keeps the Group, and so its address, from being freed
-	key    string
-	node   *node              // in the graph of waits, if DoContext started the call
-	cancel context.CancelFunc // of fn's context, if DoContext started the call
+	hash  uint64
+	group *Group // keeps the Group, and so its address, from being freed
+	key   string
+	node  *node // of the call in the graph of waits, if DoContext started it
 
 	// wg counts one until the outcome is set. It is tempting to let the first joiner
 	// add to it, since most calls have none. But then a call that is led on one side
@@ -428,13 +427,15 @@ type call struct {
 	// Guarded by the stripe's mutex.
 	readers  []chan<- Result // the channels of DoChan
 	done     chan struct{}   // closed when the outcome is set; made for the first caller in DoContext
-	callers  int             // that have not left
+	callers  int32           // that have not left
 	shared   bool            // another caller has joined
 	detached bool            // not in the table any more, though it may not have ended
 	ended    bool
 
-	// Set when the call has ended, if anyone but fn's goroutine knows the call.
-	outcome outcome
+	// The outcome. Set when the call has ended, if anyone but fn's goroutine knows it.
+	how ending
+	val any
+	err error
 }
 
 // join adds a caller that did not start the call.
@@ -459,7 +460,7 @@ func (c *call) leave() bool {
 	}
 	s.mu.Unlock()
 	if last {
-		c.cancel() // not under the lock: it may have a lot to cancel
+		c.node.cancel() // not under the lock: it may have a lot to cancel
 	}
 	return true
 }
@@ -529,7 +530,7 @@ func (c *call) answer(o *outcome, readers []chan<- Result, shared, alone bool) {
 		o.err = ErrGoexit
 	}
 	if !alone {
-		c.outcome = *o
+		c.how, c.val, c.err = o.how, o.val, o.err
 		c.wg.Done()
 		if c.done != nil {
 			close(c.done)
@@ -557,7 +558,8 @@ func (c *call) answer(o *outcome, readers []chan<- Result, shared, alone bool) {
 // context leads to the node and may be kept for longer than the call. So the node does
 // not lead to the call.
 type node struct {
-	ended atomic.Bool // the call has; set with the stripe's mutex held
+	ended  atomic.Bool        // the call has; set with the stripe's mutex held
+	cancel context.CancelFunc // of fn's context; set before the call enters the table
 
 	// Guarded by graph.
 	waits   map[*node]int // how many callers within fn wait for which call

@@ -266,7 +266,7 @@ func with(g *Group, key string, f func(c *call)) {
 func callersOf(g *Group, key string) (n int) {
 	with(g, key, func(c *call) {
 		if c != nil {
-			n = c.callers
+			n = int(c.callers)
 		}
 	})
 	return n
