@@ -413,7 +413,7 @@ func typed[V any](key string, val any, err error, shared bool) (V, error, bool) 
 // can still leave. When it has ended, fn's goroutine sets the outcome, which is
 // constant from then on, and wakes the callers.
 type call struct {
-	// Set before the call enters the table.
+	// Set when the call starts, before the stripe is unlocked.
 	hash  uint64
 	group *Group // keeps the Group, and so its address, from being freed
 	key   string
@@ -559,7 +559,7 @@ func (c *call) answer(o *outcome, readers []chan<- Result, shared, alone bool) {
 // not lead to the call.
 type node struct {
 	ended  atomic.Bool        // the call has; set with the stripe's mutex held
-	cancel context.CancelFunc // of fn's context; set before the call enters the table
+	cancel context.CancelFunc // of fn's context; set when the call starts
 
 	// Guarded by graph.
 	waits   map[*node]int // how many callers within fn wait for which call
