@@ -32,7 +32,7 @@ func TestNoIncompatibleChange(t *testing.T) {
 
 // TestIncompatibleChangeIsSeen takes a method away, to see the test above fail.
 func TestIncompatibleChangeIsSeen(t *testing.T) {
-	doctored := edit(t, "../../singleflight.go", "func (g *Group) Forget(", "func (g *Group) forget(")
+	doctored := edit(t, "../../singleflight.go", "func (g *Group) Forget(", "func (g *Group) unexported(")
 	changes := goTool(t, doctored, "tool", "apidiff", "-incompatible", xsync, ours)
 	if want := "- (*Group).Forget: removed\n"; changes != want {
 		t.Errorf("apidiff says %q, want %q", changes, want)
