@@ -13,6 +13,7 @@ package compare
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"runtime"
 	"strconv"
 	"strings"
@@ -72,21 +73,15 @@ func BenchmarkDoChan(b *testing.B) {
 }
 
 // BenchmarkDoContext measures a DoContext that is not joined, with a context that
-// can be canceled and is not. What x/sync has instead gives fn no context.
+// can be canceled and is not, and an fn that ignores its own or asks for its Done
+// channel. What x/sync has instead gives fn no context.
 func BenchmarkDoContext(b *testing.B) {
-	benchmarkDoContext(b, append(contextGroups, selectGroup), nothing)
+	benchmarkDoContext(b, "fn=ignores-ctx/", append(contextGroups, selectGroup), nothing)
+	benchmarkDoContext(b, "fn=asks-Done/", contextGroups, asksDone)
 }
 
-// BenchmarkDoContextDone measures the same with an fn that asks for ctx.Done().
-func BenchmarkDoContextDone(b *testing.B) {
-	benchmarkDoContext(b, contextGroups, work{withContext: func(ctx context.Context) (any, error) {
-		ctx.Done()
-		return nil, nil
-	}})
-}
-
-func benchmarkDoContext(b *testing.B, impls []impl[contextGroup], w work) {
-	each(b, "", impls, func(b *testing.B, im impl[contextGroup]) {
+func benchmarkDoContext(b *testing.B, prefix string, impls []impl[contextGroup], w work) {
+	each(b, prefix, impls, func(b *testing.B, im impl[contextGroup]) {
 		ctx, cancel := context.WithCancel(context.Background())
 		defer cancel()
 		g := im.new()
@@ -97,28 +92,26 @@ func benchmarkDoContext(b *testing.B, impls []impl[contextGroup], w work) {
 	})
 }
 
-// BenchmarkParallel measures a Do on each processor at once: of a key of its own,
-// of 1,024 keys that are the same for all, in a different order for each, and of
-// one key.
+// BenchmarkParallel measures a Do on each processor at once: of a key of its own, of
+// one of 100,000 keys at random, so that mostly another processor was the last to touch
+// what the Do touches, and of one key for all.
 func BenchmarkParallel(b *testing.B) {
-	keys := makeKeys(1_024, 16)
+	keys := makeKeys(count(100_000), 16)
 	parallel(b, "keys=own/", func(i int) []string { return keys[i%len(keys):][:1] })
-	parallel(b, "keys=1024/", func(int) []string { return keys })
+	parallel(b, "keys=100000/", func(int) []string { return keys })
 	parallel(b, "keys=1/", func(int) []string { return keys[:1] })
 }
 
-// parallel has each goroutine call Do for its keys, of which there are a power of
-// two. It jumps about among them, and comes to all before it comes back to one.
+// parallel has each goroutine call Do for its keys, at random.
 func parallel(b *testing.B, prefix string, keysOf func(i int) []string) {
 	each(b, prefix, groups, func(b *testing.B, im impl[group]) {
 		g := im.new()
 		var goroutines atomic.Int64
 		b.RunParallel(func(pb *testing.PB) {
 			i := int(goroutines.Add(1)) - 1
-			keys, step := keysOf(i), 2*i+1
-			for i := step; pb.Next(); {
-				i = 5*i + step
-				g.Do(keys[i&(len(keys)-1)], nothing)
+			keys, random := keysOf(i), rand.NewPCG(uint64(i), 0)
+			for pb.Next() {
+				g.Do(keys[random.Uint64()%uint64(len(keys))], nothing)
 			}
 		})
 	})

@@ -54,6 +54,11 @@ var nothing = work{
 	withContext: func(context.Context) (any, error) { return nil, nil },
 }
 
+var asksDone = work{withContext: func(ctx context.Context) (any, error) {
+	ctx.Done()
+	return nil, nil
+}}
+
 // An impl is an implementation, which is a column of the table.
 type impl[G any] struct {
 	name   string
@@ -136,7 +141,7 @@ type unjoinedFloor struct {
 }
 
 func (f *unjoinedFloor) Do(key string, w work) {
-	hash := maphash.String(f.seed, key)
+	hash := maphash.Comparable(f.seed, key)
 	f.mu.Lock()
 	f.hash = hash
 	f.mu.Unlock()

@@ -6,7 +6,6 @@ package compare
 import (
 	"fmt"
 	"runtime"
-	"sync"
 	"testing"
 )
 
@@ -102,25 +101,4 @@ func bytesParked(g group, keys []string, end chan struct{}) float64 {
 	close(end)
 	awaitParked()
 	return bytes
-}
-
-// BenchmarkReader measures the bytes of a caller that has joined a call by DoChan,
-// of 100,000, with its channel.
-func BenchmarkReader(b *testing.B) {
-	each(b, "", chanGroups, func(b *testing.B, im impl[chanGroup]) {
-		reportMean(b, "B/joiner", func() float64 {
-			g, channels, end := im.new(), make([]any, count(100_000)), make(chan struct{})
-			var leader sync.WaitGroup
-			lead(g, "key", &leader, end)
-			before := heapBytes()
-			for i := range channels {
-				channels[i] = g.DoChan("key", nothing)
-			}
-			bytes := heapBytes() - before
-			close(end)
-			leader.Wait()
-			runtime.KeepAlive(channels)
-			return bytes / float64(len(channels))
-		})
-	})
 }

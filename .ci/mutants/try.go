@@ -4,167 +4,108 @@
 package main
 
 import (
-	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"sync"
 	"syscall"
 	"time"
 )
 
-// The tests name every test that begins. They have come to a standstill when they
-// have said nothing for this long, and for longer than they do on a sound library.
 const (
-	patience = 10 * time.Second
-	longer   = 5
+	killed    = "killed"
+	timedOut  = "timed out"
+	survived  = "survived"
+	notViable = "does not compile"
 )
 
-var (
-	errStandstill = errors.New("the tests have come to a standstill")
+// limit is the time that the tests of a mutant may take. They rarely do if they hang:
+// they have no time-out of their own and no cgo, so the runtime ends them when all
+// goroutines are blocked.
+var limit = 5 * time.Minute
 
-	compileError = regexp.MustCompile(`(?m)^\./\w+\.go:\d+:`)
-	testFailed   = regexp.MustCompile(`(?m)^\s*--- FAIL: (\S+)`)
-	testBegun    = regexp.MustCompile(`(?m)^=== RUN +(\S+)`)
-)
-
-// tryAll settles the fate of all mutants, after that of the library as it is.
-func tryAll(ctx context.Context, tmp, library string, mutants []*mutant) error {
-	sound := &mutant{file: "panic.go"}
-	if err := sound.try(ctx, filepath.Join(tmp, "sound"), library, 5*time.Minute); err != nil {
+// measure tests the library as it is, and sets the limit. A mutant may take several
+// times as long, as others are tested beside it.
+func (lib *library) measure(ctx context.Context) error {
+	start, sound := time.Now(), &mutant{name: "the library as it is", file: files[0]}
+	if err := lib.try(ctx, sound); err != nil {
 		return err
 	}
-	if sound.fate != lived {
-		return fmt.Errorf("the library as it is: %s: %s", sound.fate, sound.by)
+	if sound.fate != survived {
+		return fmt.Errorf("%s: %s", sound.name, sound.fate)
 	}
-	patience := max(patience, longer*sound.silence)
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	queue := make(chan *mutant)
-	var wg sync.WaitGroup
-	for i := range *workers {
-		wg.Go(func() {
-			for m := range queue {
-				if err := m.try(ctx, filepath.Join(tmp, fmt.Sprint("worker", i)), library, patience); err != nil {
-					cancel(fmt.Errorf("%s: %w", m.name, err))
-				} else if *verbose {
-					fmt.Printf("%s: %s: %s: %s\n", m.position, m.name, m.fate, m.by)
-				}
-			}
-		})
-	}
-	for _, m := range mutants {
-		queue <- m
-	}
-	close(queue)
-	wg.Wait()
-	return context.Cause(ctx)
+	limit = 5*time.Second + 2*time.Since(start) // with the time to build
+	return nil
 }
 
-// try settles the fate of the mutant, in a folder of its own.
-func (m *mutant) try(ctx context.Context, dir, library string, patience time.Duration) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	if err := os.CopyFS(dir, os.DirFS(library)); err != nil {
-		return err
-	}
-	path := filepath.Join(dir, m.file)
-	text, err := os.ReadFile(path)
+var (
+	compileError = regexp.MustCompile(`(?m)^\S+\.go:\d+:\d+: `)
+	testName     = regexp.MustCompile(`(?m)^(?:=== RUN +|\s*--- FAIL: )(\S+)`)
+)
+
+// try settles the fate of a mutant.
+func (lib *library) try(ctx context.Context, m *mutant) error {
+	dir, err := os.MkdirTemp(lib.tmp, "")
 	if err != nil {
 		return err
 	}
-	text = bytes.Join([][]byte{text[:m.from], []byte(m.text), text[m.to:]}, nil)
-	if err := os.WriteFile(path, text, 0o666); err != nil {
+	defer os.RemoveAll(dir)
+	source, overlay, binary := filepath.Join(dir, m.file), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "test")
+	object, _ := json.Marshal(map[string]any{"Replace": map[string]string{
+		filepath.Join(lib.root, m.file):            source,
+		filepath.Join(lib.root, "example_test.go"): "",
+	}})
+	text := lib.texts[m.file]
+	text = text[:m.from] + m.text + text[m.to:]
+	if err := errors.Join(os.WriteFile(source, []byte(text), 0o666), os.WriteFile(overlay, object, 0o666)); err != nil {
 		return err
 	}
-	build := exec.CommandContext(ctx, "go", "test", "-c", "-o", "test", ".")
-	build.Dir = dir
+	build := exec.CommandContext(ctx, "go", "test", "-c", "-overlay", overlay, "-ldflags", "-s -w", "-o", binary, ".")
+	build.Dir = lib.root
 	build.Env = append(os.Environ(), "GOGC=off") // halves the time
 	out, err := build.CombinedOutput()
 	switch {
 	case err == nil:
-		return m.face(ctx, dir, patience)
+		out, m.fate, err = lib.test(ctx, binary)
 	case compileError.Match(out):
-		m.fate = notViable
-		return nil
+		m.fate, err = notViable, nil
 	}
-	return fmt.Errorf("%w\n%s", err, out)
+	if err != nil {
+		return fmt.Errorf("%s: %w\n%s", m.name, err, out)
+	}
+	if *verbose {
+		heard := append([][][]byte{{1: nil}}, testName.FindAllSubmatch(out, -1)...)
+		fmt.Printf("%s: %s %s\n", m.name, m.fate, heard[len(heard)-1][1])
+	}
+	return nil
 }
 
-// face has the mutant face the tests.
-func (m *mutant) face(ctx context.Context, dir string, patience time.Duration) error {
-	patient, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	out := &listener{spoke: time.Now(), patience: patience}
-	out.timer = time.AfterFunc(patience, func() { cancel(errStandstill) })
-	defer out.timer.Stop()
-
-	cmd := exec.CommandContext(patient, filepath.Join(dir, "test"), "-test.short", "-test.v", "-test.failfast", "-test.timeout=0")
-	cmd.Dir = dir
-	cmd.Stdout, cmd.Stderr = out, out
+// test runs the tests.
+func (lib *library) test(ctx context.Context, binary string) (out []byte, fate string, err error) {
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	flags := []string{"-test.short", "-test.v", "-test.failfast", "-test.timeout=0"}
+	cmd := exec.CommandContext(limited, binary, append(flags, flag.Args()...)...)
+	cmd.Dir = lib.root
 	cmd.WaitDelay = time.Second
 	// The tests start processes, which must not go on without them.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	err := cmd.Run()
-	if cmd.Process != nil {
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	out, err = cmd.CombinedOutput()
+	if cmd.ProcessState == nil { // it did not start
+		return out, "", err
 	}
-
-	m.silence = out.longest
-	var exit *exec.ExitError
+	_ = cmd.Cancel()
 	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case err == nil:
-		m.fate = lived
-	case testFailed.Match(out.heard.Bytes()): // if an example hung thereafter, that adds nothing
-		m.fate, m.by = killed, out.last(testFailed)
-	case context.Cause(patient) == errStandstill:
-		m.fate, m.by = timedOut, out.last(testBegun)
-	case errors.As(err, &exit):
-		m.fate, m.by = killed, out.last(testBegun)
-	default:
-		return err
+	case cmd.ProcessState.Success():
+		return out, survived, nil
+	case limited.Err() != nil:
+		return out, timedOut, ctx.Err()
 	}
-	return nil
-}
-
-// A listener keeps what the tests say, and puts its timer back whenever they do.
-type listener struct {
-	heard    bytes.Buffer
-	spoke    time.Time     // when something was heard
-	longest  time.Duration // without a word
-	patience time.Duration
-	timer    *time.Timer
-}
-
-func (l *listener) Write(p []byte) (int, error) {
-	now := time.Now()
-	l.longest, l.spoke = max(l.longest, now.Sub(l.spoke)), now
-	l.timer.Reset(l.patience)
-	return l.heard.Write(p)
-}
-
-// last returns the name that was last heard in such a line.
-func (l *listener) last(re *regexp.Regexp) string {
-	all := re.FindAllSubmatch(l.heard.Bytes(), -1)
-	if all == nil {
-		return "no test"
-	}
-	return string(all[len(all)-1][1])
-}
-
-// command runs a command to its end; its output is in the error if there is one.
-func command(cmd *exec.Cmd) error {
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
-	}
-	return nil
+	return out, killed, nil
 }

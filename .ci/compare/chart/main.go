@@ -7,15 +7,16 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"image/color"
 	"log"
 	"os"
+	"regexp"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
-	"golang.org/x/perf/benchfmt"
-	"golang.org/x/perf/benchmath"
-	"golang.org/x/perf/benchproc"
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/font"
 	"gonum.org/v1/plot/plotter"
@@ -24,19 +25,19 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// A panel shows the results that match a filter, by one key of their names.
-type panel struct{ title, filter, key, x string }
+// A panel shows the benchmarks whose names match a pattern.
+type panel struct{ title, pattern, x string }
 
 var panels = [][]panel{
 	{
-		{"Own key for each goroutine", ".name:Parallel /keys:own", "/gomaxprocs", "processors"},
-		{"The same 1,024 keys for all", ".name:Parallel /keys:1024", "/gomaxprocs", "processors"},
-		{"One key for all", ".name:Parallel /keys:1", "/gomaxprocs", "processors"},
+		{"Own key for each goroutine", `Parallel/keys=own/impl=(?<impl>\w+)-?(?<x>\d*)`, "processors"},
+		{"One of 100,000 keys at random", `Parallel/keys=100000/impl=(?<impl>\w+)-?(?<x>\d*)`, "processors"},
+		{"One key for all", `Parallel/keys=1/impl=(?<impl>\w+)-?(?<x>\d*)`, "processors"},
 	},
 	{
-		{"Do of another key, always the same", ".name:DoInFlight /keys:1", "/inflight", "keys in flight"},
-		{"Do of another key, 65,536 in turn", ".name:DoInFlight /keys:65536", "/inflight", "keys in flight"},
-		{"The longest Do of another key", ".name:Stall", "/by", "when a call with 200,000 of these ends"},
+		{"Do of another key, always the same", `DoInFlight/inflight=(?<x>\d+)/keys=1/impl=(?<impl>\w+)\S*`, "keys in flight"},
+		{"Do of another key, 65,536 in turn", `DoInFlight/inflight=(?<x>\d+)/keys=65536/impl=(?<impl>\w+)\S*`, "keys in flight"},
+		{"The longest Do of another key", `Stall/by=(?<x>\w+)/impl=(?<impl>\w+)\S*`, "when a call with 200,000 of these ends"},
 	},
 }
 
@@ -54,11 +55,12 @@ func main() {
 	whole.SetColor(color.White)
 	whole.Fill(whole.Rectangle.Path())
 
-	var plots [][]*plot.Plot
-	for _, row := range panels {
-		plots = append(plots, nil)
+	results, err := os.ReadFile(os.Args[1])
+	check(err)
+	plots := make([][]*plot.Plot, len(panels))
+	for i, row := range panels {
 		for _, p := range row {
-			plots[len(plots)-1] = append(plots[len(plots)-1], p.plot(os.Args[1]))
+			plots[i] = append(plots[i], p.plot(string(results)))
 		}
 	}
 	plots[0][0].Legend.Draw(draw.Crop(whole, 10, 0, 0, -4))
@@ -71,7 +73,7 @@ func main() {
 		}
 	}
 	var svg bytes.Buffer
-	_, err := canvas.WriteTo(&svg)
+	_, err = canvas.WriteTo(&svg)
 	check(err)
 	// Arial and Helvetica have letters of the same widths.
 	const family = "font-family:Liberation Sans"
@@ -85,8 +87,8 @@ func check(err error) {
 	}
 }
 
-func (p panel) plot(file string) *plot.Plot {
-	medians, labels := p.medians(file)
+func (p panel) plot(results string) *plot.Plot {
+	medians, labels := p.medians(results)
 	drawn := plot.New()
 	drawn.Title.Text, drawn.X.Label.Text = p.title, p.x
 	drawn.Title.TextStyle.Font.Size, drawn.X.Label.TextStyle.Font.Size = 10, 9
@@ -104,7 +106,7 @@ func (p panel) plot(file string) *plot.Plot {
 			lines = append(lines, im.name, medians[im.key])
 		}
 	}
-	if p.key == "/by" {
+	if strings.HasPrefix(p.pattern, "Stall") {
 		check(plotutil.AddScatters(drawn, lines...))
 	} else {
 		check(plotutil.AddLinePoints(drawn, lines...))
@@ -127,44 +129,27 @@ func durations(lowest, highest float64) []plot.Tick {
 }
 
 // medians returns the medians of each implementation, at the indexes of labels.
-func (p panel) medians(file string) (medians map[string]plotter.XYs, labels []string) {
-	filter, err := benchproc.NewFilter(p.filter)
-	check(err)
-	names, err := new(benchproc.ProjectionParser).Parse("/impl,"+p.key, filter)
-	check(err)
-	impl, x := names.Fields()[0], names.Fields()[1]
-	samples := make(map[benchproc.Key][]float64)
-	files := benchfmt.Files{Paths: []string{file}}
-	for files.Scan() {
-		result, ok := files.Result().(*benchfmt.Result)
-		if !ok {
-			continue
-		}
-		if ok, _ := filter.Apply(result); ok {
-			name := names.Project(result)
-			samples[name] = append(samples[name], result.Values[0].Value)
-		}
-	}
-	check(files.Err())
-
-	var keys []benchproc.Key
-	for name := range samples {
-		keys = append(keys, name)
-	}
-	benchproc.SortKeys(keys) // as they were first seen
-	medians = make(map[string]plotter.XYs)
-	for _, name := range keys {
-		label := name.Get(x)
-		if label == "" {
-			label = "1" // processor, which is no part of the name
-		}
+func (p panel) medians(results string) (medians map[string]plotter.XYs, labels []string) {
+	re := regexp.MustCompile(`(?m)^Benchmark` + p.pattern + `\s+\d+\s+(?<ns>\S+)`)
+	samples := make(map[[2]string][]float64)
+	for _, match := range re.FindAllStringSubmatch(results, -1) {
+		ns, err := strconv.ParseFloat(match[re.SubexpIndex("ns")], 64)
+		check(err)
+		label := cmp.Or(match[re.SubexpIndex("x")], "1") // processor, which is no part of the name
+		name := [2]string{match[re.SubexpIndex("impl")], label}
+		samples[name] = append(samples[name], ns)
 		if !slices.Contains(labels, label) {
 			labels = append(labels, label)
 		}
-		sample := benchmath.NewSample(samples[name], &benchmath.DefaultThresholds)
-		median := benchmath.AssumeNothing.Summary(sample, 0.95).Center
-		at := float64(slices.Index(labels, label))
-		medians[name.Get(impl)] = append(medians[name.Get(impl)], plotter.XY{X: at, Y: median})
+	}
+	medians = make(map[string]plotter.XYs)
+	for i, label := range labels {
+		for _, im := range impls {
+			if s := samples[[2]string{im.key, label}]; s != nil {
+				slices.Sort(s)
+				medians[im.key] = append(medians[im.key], plotter.XY{X: float64(i), Y: s[len(s)/2] / 1e9})
+			}
+		}
 	}
 	return medians, labels
 }
