@@ -8,8 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -22,160 +20,133 @@ import (
 	"example.com/singleflight"
 )
 
-// A site is a handler that serves the pages of a slow backend and caches them.
-type site struct {
-	backend string
-	group   singleflight.Group
-	cache   sync.Map // from path to page; a real cache has limits
-}
-
-func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	path := r.URL.EscapedPath()
-	page, ok := s.cache.Load(path)
-	if !ok {
-		var err error
-		page, err, _ = singleflight.DoContext(r.Context(), &s.group, path, func(ctx context.Context) (string, error) {
-			return s.load(ctx, path)
+// An HTTP handler serves the pages of a slow backend from a cache. A hundred clients
+// come, and the backend gets one request. fn looks into the cache again, since another
+// call may have filled it. It sets a timeout, since its context has no deadline. And it
+// recovers from its panics, since one would crash the process if all clients had left.
+func Example_handler() {
+	var group singleflight.Group
+	var cache sync.Map // from path to page; a real cache has limits
+	ask := func(_ context.Context, path string) (any, error) { fmt.Println("request:", path); return "news", nil }
+	get := func(ctx context.Context, path string) (any, error) {
+		if page, ok := cache.Load(path); ok {
+			return page, nil
+		}
+		page, err, _ := group.DoContext(ctx, path, func(ctx context.Context) (page any, err error) {
+			defer func() {
+				if r := recover(); r != nil {
+					err = fmt.Errorf("panic: %v\n\n%s", r, debug.Stack())
+				}
+			}()
+			if page, ok := cache.Load(path); ok {
+				return page, nil
+			}
+			ctx, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			page, err = ask(ctx, path)
+			if err == nil {
+				cache.Store(path, page)
+			}
+			return page, err
 		})
+		return page, err
+	}
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		page, err := get(r.Context(), r.URL.Path)
 		if err != nil {
-			log.Printf("page %q: %v", path, err)
 			http.Error(w, "cannot get the page", http.StatusBadGateway)
 			return
 		}
+		fmt.Fprint(w, page)
 	}
-	fmt.Fprint(w, page)
-}
 
-// load looks in the cache again: another call may have stored the page since.
-func (s *site) load(ctx context.Context, path string) (page string, err error) {
-	defer panicToError(&err)
-	if page, ok := s.cache.Load(path); ok {
-		return page.(string), nil
+	var clients sync.WaitGroup
+	for range 100 {
+		clients.Go(func() { handler(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/news", nil)) })
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.backend+path, nil)
-	if err != nil {
-		return "", err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body) // here, as ctx is canceled when load returns
-	if err != nil {
-		return "", err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("get %s: %s", path, resp.Status)
-	}
-	s.cache.Store(path, string(body))
-	return string(body), nil
-}
-
-// panicToError, if deferred, makes a panic the error of the function that deferred it.
-func panicToError(err *error) {
-	if v := recover(); v != nil {
-		*err = fmt.Errorf("panic: %v\n\n%s", v, debug.Stack())
-	}
-}
-
-// A hundred clients ask an HTTP handler for one page, and it asks the slow backend
-// once. Since fn's context has no deadline, fn sets a timeout. It also recovers from
-// its panics: if all clients have left, net/http cannot, and the process would crash.
-func Example() {
-	const clients = 100
-	var came sync.WaitGroup
-	came.Add(clients)
-
-	var requests atomic.Int64
-	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		requests.Add(1)
-		came.Wait() // so slow that all clients come meanwhile
-		fmt.Fprint(w, "the page ", r.URL.Path)
-	}))
-	defer backend.Close()
-
-	handler := &site{backend: backend.URL}
-	pages := make(chan string)
-	for range clients {
-		go func() {
-			came.Done()
-			w := httptest.NewRecorder()
-			handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/news", nil))
-			pages <- w.Body.String()
-		}()
-	}
-	served := make(map[string]int)
-	for range clients {
-		served[<-pages]++
-	}
-	fmt.Println("served:", served)
-	fmt.Println("requests to the backend:", requests.Load())
-	// Output:
-	// served: map[the page /news:100]
-	// requests to the backend: 1
+	clients.Wait()
+	// Output: request: /news
 }
 
 // The key contains everything that the result depends on, here the tenant and the
-// file. Quoting the parts keeps them apart: joined by + alone, these two keys would
-// be the same, and one tenant would get the file of the other.
+// file. Quoting the parts keeps them apart: joined by + alone, these two keys would be
+// the same, and one tenant would get the file of the other. Strings are quoted with %q.
+// Integers are not, since many of them look the same under %q: use %d.
 func ExampleGroup_compoundKey() {
 	var group singleflight.Group
 	started := make(chan struct{})
-	read := func(tenant, file string) <-chan singleflight.Result {
-		key := fmt.Sprintf("%q %q", tenant, file)
+	read := func(tenant, file string, revision int) <-chan singleflight.Result {
+		key := fmt.Sprintf("%q %q %d", tenant, file, revision)
 		return group.DoChan(key, func() (any, error) {
 			<-started
-			return fmt.Sprintf("file %s of tenant %s", file, tenant), nil
+			return fmt.Sprintf("revision %d of file %s of tenant %s", revision, file, tenant), nil
 		})
 	}
 
-	one, other := read("acme", "2/plan"), read("acme2", "/plan")
+	one, other := read("acme", "2/plan", 7), read("acme2", "/plan", 7)
 	close(started)
 	fmt.Println((<-one).Val)
 	fmt.Println((<-other).Val)
 	// Output:
-	// file 2/plan of tenant acme
-	// file /plan of tenant acme2
+	// revision 7 of file 2/plan of tenant acme
+	// revision 7 of file /plan of tenant acme2
 }
 
-// A Group suppresses calls only while one is in flight and is not a cache: a call
-// that starts after the last one has ended runs its function again.
+// A caller misses the cache, but asks only after the call that fills it has ended. So
+// it starts a call of its own. fn looks into the cache again, and does not load the
+// value a second time.
 func ExampleGroup_Do() {
 	var group singleflight.Group
+	var cache sync.Map // from id to name
 	loads := 0
-	for range 2 {
-		v, err, shared := group.Do("user 42", func() (any, error) {
+	name := func(id string, missed func()) (string, error) {
+		if name, ok := cache.Load(id); ok {
+			return name.(string), nil
+		}
+		missed()
+		v, err, _ := group.Do(id, func() (any, error) {
+			if name, ok := cache.Load(id); ok {
+				return name, nil
+			}
 			loads++
+			cache.Store(id, "Ann")
 			return "Ann", nil
 		})
 		if err != nil {
-			fmt.Println(err) // v may be nil: do not assert its type
-			continue
+			return "", err // v may be nil: do not assert its type
 		}
-		fmt.Println(v.(string), shared)
+		return v.(string), nil
 	}
+
+	another := func() { name("42", func() {}) } // comes and goes in the gap
+	fmt.Println(name("42", another))
 	fmt.Println("loads:", loads)
 	// Output:
-	// Ann false
-	// Ann false
-	// loads: 2
+	// Ann <nil>
+	// loads: 1
 }
 
-// A caller stops waiting when its own context is done. fn has no context in DoChan, so
-// the work goes on and finishes. fn recovers from its panics: since the caller was
-// given a channel, one would crash the process.
+// A caller stops waiting when its own context is done, but the work goes on and is
+// finished. So fn makes a context of its own, with the values of the caller's and a
+// timeout. It recovers from its panics, since one would crash the process.
 func ExampleGroup_DoChan() {
 	var group singleflight.Group
 	answer, stored := make(chan string), make(chan string, 1)
+	load := func(context.Context) (any, error) {
+		report := <-answer // takes long
+		stored <- report
+		return report, nil
+	}
 	report := func(ctx context.Context) (any, error) {
 		results := group.DoChan("report", func() (v any, err error) {
-			defer panicToError(&err)
-			r := <-answer // takes long
-			stored <- r
-			return r, nil
+			defer func() {
+				if r := recover(); r != nil {
+					err = fmt.Errorf("panic: %v\n\n%s", r, debug.Stack())
+				}
+			}()
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+			defer cancel()
+			return load(ctx)
 		})
 		select {
 		case r := <-results:
@@ -185,8 +156,8 @@ func ExampleGroup_DoChan() {
 		}
 	}
 
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
+	ctx, hangUp := context.WithCancel(context.Background())
+	hangUp()
 	_, err := report(ctx)
 	fmt.Println("caller:", err)
 	answer <- "the report"
@@ -196,59 +167,45 @@ func ExampleGroup_DoChan() {
 	// stored: the report
 }
 
-// When the last caller has left, fn's context is canceled, and the next caller starts
-// a new call. fn must use the context that it is given: the caller's own may be done
-// while others still wait.
+// The caller that started the call hangs up. The other caller does not notice, since
+// fn uses the context that it is given and not that of the first caller. When all
+// callers have left, fn's context is canceled.
 func ExampleGroup_DoContext() {
 	var group singleflight.Group
-	started, stopped := make(chan struct{}), make(chan error, 1)
-	ctx, cancel := context.WithCancel(context.Background())
-	go func() {
-		<-started
-		cancel()
-	}()
+	answer, stopped := make(chan string), make(chan error, 1)
+	load := func(ctx context.Context) (any, error) {
+		select {
+		case report := <-answer:
+			return report, nil
+		case <-ctx.Done():
+			stopped <- ctx.Err()
+			return nil, ctx.Err()
+		}
+	}
 
-	_, err, _ := group.DoContext(ctx, "report", func(ctx context.Context) (any, error) {
-		close(started)
-		<-ctx.Done()
-		stopped <- ctx.Err()
-		return nil, ctx.Err()
+	request, hangUp := context.WithCancel(context.Background())
+	var other <-chan singleflight.Result
+	_, err, _ := group.DoContext(request, "report", func(ctx context.Context) (any, error) {
+		other = group.DoChan("report", nil) // another caller, whose fn is ignored
+		hangUp()
+		return load(ctx)
 	})
-	fmt.Println("caller:", err)
+	fmt.Println("first caller:", err)
+	answer <- "the report"
+	fmt.Println("other caller:", (<-other).Val)
+
+	request, hangUp = context.WithCancel(context.Background())
+	_, err, _ = group.DoContext(request, "report", func(ctx context.Context) (any, error) {
+		hangUp()
+		return load(ctx)
+	})
+	fmt.Println("only caller:", err)
 	fmt.Println("fn:", <-stopped)
-
-	v, err, _ := group.DoContext(context.Background(), "report", func(context.Context) (any, error) {
-		return "the report", nil
-	})
-	fmt.Println("next caller:", v, err)
 	// Output:
-	// caller: context canceled
+	// first caller: context canceled
+	// other caller: the report
+	// only caller: context canceled
 	// fn: context canceled
-	// next caller: the report <nil>
-}
-
-// fn's context has no deadline, even if every caller's has one, and is not canceled
-// while callers keep coming. So fn sets a timeout: otherwise, on a busy key, all
-// callers would join one stuck call.
-func ExampleGroup_DoContext_timeout() {
-	var group singleflight.Group
-	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
-	defer cancel()
-
-	_, err, _ := group.DoContext(ctx, "report", func(ctx context.Context) (any, error) {
-		_, ok := ctx.Deadline()
-		fmt.Println("fn's context has a deadline:", ok)
-		ctx, cancel := context.WithTimeout(ctx, time.Millisecond)
-		defer cancel()
-		<-ctx.Done() // a backend that does not answer
-		return nil, ctx.Err()
-	})
-	fmt.Println("result:", err)
-	fmt.Println("caller's context:", ctx.Err())
-	// Output:
-	// fn's context has a deadline: false
-	// result: context deadline exceeded
-	// caller's context: <nil>
 }
 
 // A cache is invalidated while a value is being loaded. Forget makes later callers
@@ -415,6 +372,36 @@ func ExampleDo() {
 	// other caller: [sync go cache]
 }
 
+// fn's context has no deadline, even if every caller's has one, and is not canceled
+// while callers keep coming. So fn sets a timeout. It marks its errors, so that a caller
+// can tell fn's timeout from its own.
+func ExampleDoContext_timeout() {
+	var group singleflight.Group
+	errBackend := errors.New("backend failed")
+	ask := func(ctx context.Context, limit time.Duration) {
+		_, err, _ := singleflight.DoContext(ctx, &group, "report", func(ctx context.Context) (string, error) {
+			ctx, cancel := context.WithTimeout(ctx, limit)
+			defer cancel()
+			<-ctx.Done() // a backend that does not answer
+			return "", fmt.Errorf("%w: %w", errBackend, ctx.Err())
+		})
+		switch {
+		case errors.Is(err, errBackend):
+			fmt.Println("fn's own:", err)
+		case err != nil:
+			fmt.Println("the caller's:", err)
+		}
+	}
+
+	ask(context.Background(), time.Millisecond)
+	request, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+	defer cancel()
+	ask(request, time.Hour)
+	// Output:
+	// fn's own: backend failed: context deadline exceeded
+	// the caller's: context deadline exceeded
+}
+
 // Files include other files, so an fn asks for other keys. It passes on the context
 // that it was given, so a cycle is reported as ErrRecursive. With the context of the
 // first caller, or with Do, the calls would wait for each other forever.
@@ -452,6 +439,32 @@ func ExampleDoContext_recursion() {
 	// cycle: true
 }
 
+// fn starts a goroutine that asks for fn's key. A context that comes from fn's counts
+// as fn, even without its cancellation, and fn would wait for itself. A context that
+// comes from the request does not.
+func ExampleDoContext_background() {
+	var group singleflight.Group
+	errs := make(chan error)
+	refresh := func(ctx context.Context) {
+		_, err, _ := singleflight.DoContext(ctx, &group, "news", func(context.Context) (string, error) {
+			return "the next news", nil
+		})
+		errs <- err
+	}
+
+	request := context.Background()
+	singleflight.DoContext(request, &group, "news", func(ctx context.Context) (string, error) {
+		go refresh(context.WithoutCancel(ctx))
+		fmt.Println(<-errs)
+		go refresh(context.WithoutCancel(request))
+		return "the news", nil
+	})
+	fmt.Println(<-errs)
+	// Output:
+	// singleflight: call would wait for itself
+	// <nil>
+}
+
 // A caller recovers from fn's panic and reports it with the stack of the goroutine
 // that fn panicked on. A value that is not a PanicError does not come from fn, so the
 // caller panics with it again.
@@ -463,7 +476,7 @@ func ExamplePanicError() {
 			if v == nil {
 				return
 			}
-			var p singleflight.PanicError
+			var p *singleflight.PanicError
 			if e, ok := v.(error); !ok || !errors.As(e, &p) {
 				panic(v)
 			}

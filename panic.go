@@ -1,6 +1,11 @@
 // Copyright 2026 The singleflight Authors.
 // Use of this source code is governed by the BSD-style license in LICENSE.
 
+// This lets a module with an older go line have a copy of the file: it is compiled as
+// for Go 1.25.
+
+//go:build go1.25
+
 package singleflight
 
 import (
@@ -11,9 +16,9 @@ import (
 	"runtime/debug"
 )
 
-// ErrGoexit is the Err of a [Result] if fn called [runtime.Goexit]. Test for it
-// with [errors.Is]. Only the channels of [Group.DoChan] deliver it. The goroutines of
-// callers waiting in other methods exit instead.
+// ErrGoexit is the Err of a [Result] if fn called [runtime.Goexit]. Test for it with
+// [errors.Is]. Only the channels of [Group.DoChan] receive it. The goroutines of
+// callers waiting in Do and DoContext exit instead.
 var ErrGoexit = errors.New("singleflight: fn called runtime.Goexit")
 
 // An ending is one of the three ways in which fn can end.
@@ -25,69 +30,79 @@ const (
 	panicked
 )
 
-// An outcome is what a call came to. How fn ended is not encoded in err: an error
-// that fn returns is an ordinary one, even if another call's panic made it.
+// An outcome is what a call came to. How fn ended is not encoded in err: an error that
+// fn returns is an ordinary one, even if another call's panic made it.
 type outcome struct {
 	how ending
 	val any
-	err error // what fn returned, a *panicError, or ErrGoexit
+	err error // what fn returned, or a *PanicError
 }
 
-// deliver hands the outcome of c to a caller: it returns, panics or exits the caller's
-// goroutine, as fn did.
-func (c *call) deliver() (any, error) {
-	switch c.how {
-	case panicked:
-		panic(c.err)
-	case exited:
+// run runs fn and notes what it comes to. It does not return if fn exits.
+//
+// While they happen, a Goexit and a panic(nil), under GODEBUG=panicnil=1, cannot be told
+// apart: recover returns nil for both. But only after a panic does control come back behind
+// the function that recovered.
+func (o *outcome) run(fn func() (any, error)) {
+	func() {
+		defer o.catch()
+		o.val, o.err = fn()
+		o.how = returned
+	}()
+	if o.how == exited {
+		o.how = panicked // with nil: control came back
+	}
+}
+
+// catch is deferred by run around fn alone. It recovers a panic and takes its stack, which
+// is gone once catch has returned. It takes a stack for nothing if fn exits.
+func (o *outcome) catch() {
+	if o.how != returned {
+		value := recover()
+		if value != nil {
+			// Also if a deferred function panicked while the goroutine exits: it goes on
+			// exiting, so control does not come back to run.
+			o.how = panicked
+		}
+		// The first line names a goroutine and its state. The panic is raised again on
+		// others, of which the line would not be true.
+		_, stack, _ := bytes.Cut(debug.Stack(), []byte("\n"))
+		o.err = &PanicError{value, stack}
+	}
+}
+
+// result returns, panics, or exits the goroutine, as fn did.
+func (o outcome) result() (any, error) {
+	if o.how == panicked {
+		panic(o.err)
+	}
+	if o.how == exited {
 		runtime.Goexit()
 	}
-	return c.val, c.err
+	return o.val, o.err
 }
 
-// A PanicError is the value with which [Group.Do] and [Group.DoContext] panic if fn
-// panicked. All callers of the call that panic do so with the same one. [errors.As]
-// finds it in a recovered error, and in errors that wrap that. The text of the error is
-// the value that fn panicked with, an empty line, and the stack.
-type PanicError interface {
-	error
-
-	// Unwrap returns the value that fn panicked with if it is an error, and nil
-	// otherwise.
-	Unwrap() error
-
-	// Value returns the value that fn panicked with.
-	Value() any
-
-	// Stack returns a copy of the stack of fn's panic, as formatted by
-	// [runtime/debug.Stack] but without the first line, which names the goroutine.
-	Stack() []byte
-}
-
-// A panicError carries a panic of fn to the callers of its call.
-type panicError struct {
+// A PanicError carries a panic of fn to the callers of its call. [Group.Do] and
+// [Group.DoContext] panic with a *PanicError. All callers of a call get the same one.
+// [errors.As] finds it in a recovered error, and in errors that wrap that.
+type PanicError struct {
 	value any
 	stack []byte // without its "goroutine N" line
 }
 
-// newPanicError must be called before the deferred function that recovered returns.
-// After that, the stack of the panic is gone.
-func newPanicError(value any) *panicError {
-	// The first line names a goroutine and its state. The panic is raised again on
-	// others, of which the line would not be true.
-	_, stack, _ := bytes.Cut(debug.Stack(), []byte("\n"))
-	return &panicError{value, stack}
-}
+// Error returns the text of the value, an empty line, and the stack.
+func (p *PanicError) Error() string { return fmt.Sprintf("%v\n\n%s", p.value, p.stack) }
 
-func (p *panicError) Error() string {
-	return fmt.Sprintf("%v\n\n%s", p.value, p.stack)
-}
-
-func (p *panicError) Unwrap() error {
+// Unwrap returns the value that fn panicked with if it is an error, and nil
+// otherwise.
+func (p *PanicError) Unwrap() error {
 	err, _ := p.value.(error)
 	return err
 }
 
-func (p *panicError) Value() any { return p.value }
+// Value returns the value that fn panicked with.
+func (p *PanicError) Value() any { return p.value }
 
-func (p *panicError) Stack() []byte { return bytes.Clone(p.stack) }
+// Stack returns a copy of the stack of fn's panic, as formatted by
+// [runtime/debug.Stack] but without the first line, which names the goroutine.
+func (p *PanicError) Stack() []byte { return bytes.Clone(p.stack) }

@@ -10,8 +10,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"hash/maphash"
 	"io"
-	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -30,166 +30,78 @@ import (
 	"time"
 	"unicode/utf8"
 	"unsafe"
-	"weak"
 )
 
-const key = "key"
-
-// raceEnabled reports whether the race detector is on. It is slow, and allows some
-// 8,000 goroutines at once.
-var raceEnabled = func() bool {
-	info, ok := debug.ReadBuildInfo()
-	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
-}()
+// The first part of this file is the specification: a short test for each promise of the
+// documentation, in its order. After that comes what a single case cannot show, a section
+// each: all schedules, recorded concurrency, the memory model, what the collector frees,
+// the graph of waits, bubbles, crashes, allocations, and the table. The benchmarks are
+// last. A section opens with what it finds that the ones before it do not.
+//
+// The caller that starts a call is its leader, the others are joiners, and a caller of
+// DoChan is a reader. fn returns, panics or exits. A caller whose context is done leaves.
 
 func init() {
-	// With more processors, the runtime of these two breaks tests with many bubbles: it
-	// takes its notes on their WaitGroups from a list that it does not lock.
+	// With more processors, the runtime of these two fails in tests with many bubbles: it
+	// keeps the WaitGroups of bubbles in a list that it does not lock.
 	switch runtime.Version() {
 	case "go1.25.0", "go1.25.1":
 		runtime.GOMAXPROCS(1)
 	}
 }
 
-// A way is how a caller asks.
-type way string
+// bubble is synctest.Test for a library that may be broken. A goroutine that waits for a
+// mutex forever keeps synctest.Wait from returning, until go test gives up after ten
+// minutes. Here the process crashes after 20 s, with the stacks of all goroutines. No
+// bubble should take a second.
+func bubble(t *testing.T, f func(t *testing.T)) {
+	timer := time.AfterFunc(20*time.Second, func() {
+		debug.SetTraceback("all")
+		panic("a bubble has not ended in 20 s")
+	})
+	defer timer.Stop()
+	synctest.Test(t, f)
+}
 
-const (
-	byDo             way = "Do"
-	byDoChan         way = "DoChan"
-	byDoContext      way = "DoContext"
-	byForgetUnshared way = "ForgetUnshared"
-)
+// inBubble runs a test with a Group. In a bubble, a test knows when all callers are
+// blocked, and a caller that gets no result makes it fail at once.
+func inBubble(t *testing.T, f func(t *testing.T, g *Group)) {
+	bubble(t, func(t *testing.T) { f(t, new(Group)) })
+}
 
-var ways = []way{byDo, byDoChan, byDoContext}
-
-// An answer is what a caller sees.
-type answer struct {
-	how    string // waits, or how it was answered
-	val    any    // also what it recovered
+// A result is what a caller gets.
+type result struct {
+	how    string // "returned", "panicked" or "exited", or "" while the caller waits
+	val    any    // what the call returned, or what the caller recovered
 	err    error
 	shared bool
 }
 
-const (
-	waits     = "waits"
-	didReturn = "returned"
-	didPanic  = "panicked"
-	didExit   = "exited"
-)
-
-// result returns the answer to a caller that gets results.
-func result(val any, err error, shared bool) answer { return answer{didReturn, val, err, shared} }
-
-// A work is an fn. Do and DoChan have no context for it.
-type work func(context.Context) (any, error)
-
-func (fn work) plain() func() (any, error) {
-	if fn == nil {
-		return nil
-	}
-	return func() (any, error) { return fn(noContext) }
-}
-
-var noContext context.Context
-
-func returns(val any, err error) work {
-	return func(context.Context) (any, error) { return val, err }
-}
-
-func exits(context.Context) (any, error) {
-	runtime.Goexit()
-	panic("unreachable")
-}
-
-// explode has a name to be found by in a stack.
-//
-//go:noinline
-func explode(v any) (any, error) { panic(v) }
-
-func panics(v any) work {
-	return func(context.Context) (any, error) { return explode(v) }
-}
-
-// unwanted is the fn of a caller that has to join.
-func unwanted(t *testing.T) work {
-	return func(context.Context) (any, error) {
-		t.Error("the fn of a caller that should have joined was run")
-		return nil, nil
-	}
-}
-
-// A job is an fn that ends as it is told to, and heeds no context.
-type job struct {
-	runs atomic.Int32
-	ctx  context.Context // of the last run
-	end  chan work
-}
-
-func newJob() *job { return &job{end: make(chan work)} }
-
-func (j *job) fn(ctx context.Context) (any, error) {
-	j.ctx = ctx
-	j.runs.Add(1)
-	return (<-j.end)(ctx)
-}
-
-// do asks, and waits for the results.
-func (by way) do(ctx context.Context, g *Group, key string, fn work) (any, error, bool) {
-	switch by {
-	case byDo:
-		return g.Do(key, fn.plain())
-	case byDoChan:
-		r := <-g.DoChan(key, fn.plain())
-		return r.Val, r.Err, r.Shared
-	}
-	return g.DoContext(ctx, key, fn)
-}
-
-// ask has a caller ask, on a goroutine of its own, and returns where its answer comes.
-func ask(by way, ctx context.Context, g *Group, key string, fn work) <-chan answer {
-	return attempt(func() (any, error, bool) { return by.do(ctx, g, key, fn) })
-}
-
-// attempt calls do on a goroutine of its own. If that exits even though it recovered
-// a panic, the answer has the value.
-func attempt(do func() (any, error, bool)) <-chan answer {
-	ch := make(chan answer, 1)
-	go func() {
-		a := answer{how: didExit}
-		defer func() { ch <- a }()
-		panicked := func() (panicked bool) {
-			defer func() {
-				if v := recover(); v != nil {
-					a.val, panicked = v, true
-				}
-			}()
-			a.val, a.err, a.shared = do()
-			return false
+// observe calls f and records how that ends.
+func (r *result) observe(f func() (val any, err error, shared bool)) {
+	how := "exited"
+	defer func() { r.how = how }()
+	func() {
+		defer func() {
+			if v := recover(); v != nil {
+				r.val = v
+			}
 		}()
-		a.how = didReturn
-		if panicked {
-			a.how = didPanic
-		}
+		r.val, r.err, r.shared = f()
+		how = "returned"
 	}()
-	return ch
+	if how == "exited" { // but the goroutine goes on
+		how = "panicked"
+	}
 }
 
-// lead has a job lead a call, and returns when fn runs.
-func (j *job) lead(t *testing.T, by way, ctx context.Context, g *Group, key string) <-chan answer {
-	t.Helper()
-	ch := ask(by, ctx, g, key, j.fn)
-	eventually(t, "the start of fn", func() bool { return j.runs.Load() == 1 })
-	return ch
-}
-
-// join has a caller join the call of key, and returns when it waits.
-func join(t *testing.T, by way, ctx context.Context, g *Group, key string) <-chan answer {
-	t.Helper()
-	before := callersOf(g, key)
-	ch := ask(by, ctx, g, key, unwanted(t))
-	eventually(t, "joining", func() bool { return callersOf(g, key) == before+1 })
-	return ch
+// goCall calls f on a new goroutine, and returns when every goroutine of the bubble has
+// ended or is blocked.
+func goCall(f func() (val any, err error, shared bool)) *result {
+	caller := new(result)
+	go caller.observe(f)
+	synctest.Wait()
+	return caller
 }
 
 func check[T comparable](t *testing.T, what string, got, want T) {
@@ -199,92 +111,2054 @@ func check[T comparable](t *testing.T, what string, got, want T) {
 	}
 }
 
-// answered checks that all callers get want.
-func answered(t *testing.T, want answer, callers ...<-chan answer) {
+// want checks the results of callers.
+func want(t *testing.T, want result, callers ...*result) {
 	t.Helper()
-	for i, ch := range callers {
-		check(t, fmt.Sprintf("answer to caller %d", i), <-ch, want)
+	for i, c := range callers {
+		check(t, fmt.Sprintf("caller %d", i), *c, want)
 	}
 }
 
-// waiting checks that the callers in this bubble all wait.
-func waiting(t *testing.T, callers ...<-chan answer) {
+func wantWaiting(t *testing.T, callers ...*result) {
 	t.Helper()
+	want(t, result{}, callers...)
+}
+
+func wantReturn(t *testing.T, val any, err error, shared bool, callers ...*result) {
+	t.Helper()
+	want(t, result{"returned", val, err, shared}, callers...)
+}
+
+// wantPanic checks that the callers panicked with the same error, and returns it.
+func wantPanic(t *testing.T, value any, callers ...*result) *PanicError {
+	t.Helper()
+	p, ok := callers[0].val.(*PanicError)
+	if !ok || p.Value() != value {
+		t.Fatalf("caller 0: got %+v, want a panic with %v", *callers[0], value)
+	}
+	want(t, result{how: "panicked", val: p}, callers...)
+	return p
+}
+
+// A blocker has an fn that blocks until the test says how it ends.
+type blocker struct {
+	runs int             // how often fn has started
+	ctx  context.Context // of fn, which does not heed it
+	end  chan func() (any, error)
+}
+
+func newBlocker(t *testing.T) *blocker {
+	f := &blocker{end: make(chan func() (any, error))}
+	t.Cleanup(func() { close(f.end) })
+	return f
+}
+
+func (f *blocker) fn() (any, error) {
+	f.runs++
+	if end := <-f.end; end != nil {
+		return end()
+	}
+	return nil, nil // the test is over
+}
+
+func (f *blocker) fnWith(ctx context.Context) (any, error) {
+	f.ctx = ctx
+	return f.fn()
+}
+
+// ends has fn end, and returns when all callers have noticed.
+func (f *blocker) ends(end func() (any, error)) {
+	f.end <- end
 	synctest.Wait()
-	for i, ch := range callers {
-		select {
-		case a := <-ch:
-			t.Fatalf("caller %d does not wait, but got %+v", i, a)
-		default:
-		}
-	}
 }
 
-// eventually waits for something that no channel and no bubble tells of.
-func eventually(t *testing.T, what string, ok func() bool) {
+func (f *blocker) returns(val any, err error) { f.ends(returns(val, err)) }
+
+func returns(val any, err error) func() (any, error) { return func() (any, error) { return val, err } }
+func panics(value any) func() (any, error)           { return func() (any, error) { panic(value) } }
+func exits() (any, error)                            { runtime.Goexit(); return nil, nil }
+func returnsNil(context.Context) (any, error)        { return nil, nil }
+
+// A method is the name of a way to call fn for a key and wait for the results.
+type method string
+
+const (
+	byDo        method = "Do"
+	byDoChan    method = "DoChan"
+	byDoContext method = "DoContext"
+)
+
+var methods = []method{byDo, byDoChan, byDoContext}
+
+// callWith calls the method. Only DoContext has the context.
+func (m method) callWith(ctx context.Context, g *Group, key string, fn func(context.Context) (any, error)) (any, error, bool) {
+	withoutContext := func() (any, error) { return fn(context.Background()) }
+	switch m {
+	case byDo:
+		return g.Do(key, withoutContext)
+	case byDoChan:
+		r := <-g.DoChan(key, withoutContext)
+		return r.Val, r.Err, r.Shared
+	}
+	return g.DoContext(ctx, key, fn)
+}
+
+func (m method) call(g *Group, key string, fn func() (any, error)) (any, error, bool) {
+	return m.callWith(context.Background(), g, key, func(context.Context) (any, error) { return fn() })
+}
+
+func (m method) start(g *Group, key string, fn func() (any, error)) *result {
+	return goCall(func() (any, error, bool) { return m.call(g, key, fn) })
+}
+
+// lead starts a call whose fn blocks.
+func (m method) lead(t *testing.T, g *Group, key string) (f *blocker, leader *result) {
 	t.Helper()
-	for start := time.Now(); !ok(); runtime.Gosched() {
-		// In a bubble time stands still, but go test has a time-out of its own.
-		if time.Since(start) > 30*time.Second {
-			t.Fatalf("%s: not in 30 s", what)
-		}
+	return m.leadWith(t, t.Context(), g, key)
+}
+
+func (m method) leadWith(t *testing.T, ctx context.Context, g *Group, key string) (f *blocker, leader *result) {
+	t.Helper()
+	f = newBlocker(t)
+	leader = goCall(func() (any, error, bool) { return m.callWith(ctx, g, key, f.fnWith) })
+	if f.runs == 0 {
+		t.Fatalf("the call of %q was joined, want a new one", key)
+	}
+	return f, leader
+}
+
+// join joins a call. It passes no fn, as a joiner's is ignored.
+func (m method) join(g *Group, key string) *result { return m.start(g, key, nil) }
+
+func joinContext(ctx context.Context, g *Group, key string) *result {
+	return goCall(func() (any, error, bool) { return g.DoContext(ctx, key, nil) })
+}
+
+// forEach runs a subtest for each method.
+func forEach(t *testing.T, methods []method, f func(t *testing.T, g *Group, m method)) {
+	for _, m := range methods {
+		t.Run(string(m), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, g *Group) { f(t, g, m) })
+		})
 	}
 }
 
-// goroutines returns the traces of the goroutines whose state and stack contain what
-// is given.
-func goroutines(state, stack string) []string {
-	buf := make([]byte, 1<<15)
-	n := runtime.Stack(buf, true)
-	for n == len(buf) {
-		buf = make([]byte, 2*n)
-		n = runtime.Stack(buf, true)
-	}
-	return tracesIn(string(buf[:n]), state, stack)
+// withCancel returns a context, and a function that cancels it and waits until all
+// callers have noticed.
+func withCancel(parent context.Context) (ctx context.Context, cancel func()) {
+	ctx, c := context.WithCancel(parent)
+	return ctx, func() { c(); synctest.Wait() }
 }
 
-func tracesIn(dump, state, stack string) (found []string) {
-	for trace := range strings.SplitSeq(dump, "\n\n") {
-		header, frames, _ := strings.Cut(trace, "\n")
-		if strings.HasPrefix(header, "goroutine ") && strings.Contains(header, state) && strings.Contains(frames, stack) {
-			found = append(found, trace)
-		}
-	}
-	return found
-}
-
-func (g *Group) stripe(key string) *stripe { s, _, _ := g.lock(key); s.mu.Unlock(); return s }
-
-// with calls f with the call of key that can be joined, or nil, under the lock.
-func with(g *Group, key string, f func(c *call)) {
-	s, _, c := g.lock(key)
+// edit calls f with the call of key that can be joined, or nil, with the mutex held.
+func edit(g *Group, key string, f func(s *stripe, c *call)) {
+	s, c := g.lookup(key)
 	defer s.mu.Unlock()
-	f(c)
+	f(s, c)
 }
 
-// callersOf returns how many callers of the call of key have not left.
-func callersOf(g *Group, key string) (n int) {
-	with(g, key, func(c *call) {
-		if c != nil {
-			n = int(c.callers)
+// Do, and what holds for all methods.
+
+func TestDoReturnsTheResultsOfFnAndCachesNothing(t *testing.T) {
+	forEach(t, methods, func(t *testing.T, g *Group, m method) {
+		for _, r := range []Result{{1, nil, false}, {nil, io.EOF, false}, {1, io.EOF, false}, {nil, nil, false}} {
+			wantReturn(t, r.Val, r.Err, false, m.start(g, "key", returns(r.Val, r.Err)))
 		}
 	})
-	return n
 }
 
-// keysInOneStripe returns n keys whose stripe is that of key.
-func keysInOneStripe(g *Group, key string, n int) (keys []string) {
-	for i := 0; len(keys) < n; i++ {
-		if k := fmt.Sprint("key", i); g.stripe(k) == g.stripe(key) {
-			keys = append(keys, k)
+// In a call that was joined, shared is true for all callers.
+func TestDoSuppressesDuplicateCalls(t *testing.T) {
+	forEach(t, methods, func(t *testing.T, g *Group, m method) {
+		f, leader := m.lead(t, g, "key")
+		joiners := []*result{byDo.join(g, "key"), byDoChan.join(g, "key"), byDoContext.join(g, "key"), byDo.join(g, "key")}
+		wantWaiting(t, append(joiners, leader)...)
+		f.returns(1, io.EOF)
+		wantReturn(t, 1, io.EOF, true, append(joiners, leader)...)
+	})
+}
+
+func TestDoRunsFnOnItsCallersGoroutine(t *testing.T) {
+	forEach(t, methods, func(t *testing.T, g *Group, m method) {
+		var stack []byte
+		m.start(g, "key", func() (any, error) { stack = debug.Stack(); return nil, nil })
+		below := bytes.Contains(stack, []byte(".(*Group)."+string(m)+"("))
+		check(t, "fn runs below "+string(m), below, m == byDo)
+	})
+}
+
+func TestDoFreesTheKeyBeforeItReturns(t *testing.T) {
+	forEach(t, methods, func(t *testing.T, g *Group, m method) {
+		f := newBlocker(t)
+		again := func() (any, error, bool) {
+			m.call(g, "key", f.fn)
+			v, _, _ := m.call(g, "key", returns(2, nil))
+			return v, nil, false
+		}
+		leader, joiner := goCall(again), goCall(again)
+		f.returns(1, nil)
+		wantReturn(t, 2, nil, false, leader, joiner)
+	})
+}
+
+func TestDoMayUseItsGroupInsideFn(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		var ch <-chan Result
+		c := byDo.start(g, "key", func() (any, error) {
+			other, _, _ := g.Do("other", returns(1, nil))
+			ch = g.DoChan("key", nil) // joins
+			g.Forget("key")
+			own, _, _ := g.Do("key", returns(2, nil))
+			return other.(int) + own.(int), nil
+		})
+		wantReturn(t, 3, nil, true, c)
+		check(t, "result", <-ch, Result{3, nil, true})
+	})
+}
+
+func TestDoInsideFnWaitsForItsOwnKeyForever(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		leader := byDo.start(g, "key", func() (any, error) {
+			defer edit(g, "key", func(_ *stripe, c *call) { c.wg.Add(1) })
+			v, err, _ := g.Do("key", nil)
+			return v, err
+		})
+		time.Sleep(100 * 365 * 24 * time.Hour)
+		wantWaiting(t, leader)
+		edit(g, "key", func(_ *stripe, c *call) { c.wg.Done() }) // so that the test can end
+	})
+}
+
+// DoChan.
+
+func TestDoChanSendsOneResult(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		f := newBlocker(t)
+		ch, ch2 := g.DoChan("key", f.fn), g.DoChan("key", nil)
+		g.DoChan("key", nil) // may be dropped
+		f.returns(1, io.EOF)
+		wantReturn(t, 2, nil, false, byDo.start(g, "key", returns(2, nil))) // the key is free
+		check(t, "capacity", cap(ch), 1)
+		check(t, "result", <-ch, Result{1, io.EOF, true})
+		check(t, "result", <-ch2, Result{1, io.EOF, true})
+		select {
+		case r, ok := <-ch:
+			t.Errorf("received again: %v, %t", r, ok)
+		default:
+		}
+	})
+}
+
+func TestDoChanStartsOneGoroutineAndJoiningNone(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		f := newBlocker(t)
+		before := runtime.NumGoroutine()
+		for range 100 {
+			g.DoChan("key", f.fn)
+		}
+		if n := runtime.NumGoroutine() - before; n > 1 {
+			t.Errorf("%d more goroutines, want 1", n)
+		}
+	})
+}
+
+// Forget and ForgetUnshared.
+
+func TestForgetStartsANewCallAndLeavesTheOldOneToItsCallers(t *testing.T) {
+	forEach(t, methods, func(t *testing.T, g *Group, m method) {
+		old, oldLeader := m.lead(t, g, "key")
+		g.Forget("unknown")
+		new(Group).Forget("key")
+		oldJoiner := m.join(g, "key")
+		g.Forget("key")
+		next, leader := m.lead(t, g, "key")
+		old.returns(1, nil)
+		joiner := m.join(g, "key")
+		next.returns(2, nil)
+		wantReturn(t, 1, nil, true, oldLeader, oldJoiner)
+		wantReturn(t, 2, nil, true, leader, joiner)
+	})
+}
+
+func TestForgetUnsharedForgetsAnUnsharedCall(t *testing.T) {
+	forEach(t, methods, func(t *testing.T, g *Group, m method) {
+		check(t, "ForgetUnshared without a call", g.ForgetUnshared("key"), true)
+		old, oldLeader := m.lead(t, g, "key")
+		check(t, "ForgetUnshared", g.ForgetUnshared("key"), true)
+		next, leader := m.lead(t, g, "key")
+		joiner := m.join(g, "key")
+		old.returns(1, nil)
+		next.returns(2, nil)
+		wantReturn(t, 1, nil, false, oldLeader)
+		wantReturn(t, 2, nil, true, leader, joiner)
+	})
+}
+
+func TestForgetUnsharedLeavesASharedCallAlone(t *testing.T) {
+	forEach(t, methods, func(t *testing.T, g *Group, m method) {
+		f, leader := byDo.lead(t, g, "key")
+		joiner := m.join(g, "key")
+		check(t, "ForgetUnshared", g.ForgetUnshared("key"), false)
+		another := byDo.join(g, "key")
+		f.returns(1, nil)
+		wantReturn(t, 1, nil, true, leader, joiner, another)
+	})
+}
+
+func TestForgetUnsharedCountsAJoinerThatHasLeft(t *testing.T) {
+	forEach(t, methods, func(t *testing.T, g *Group, m method) {
+		ctx, cancel := withCancel(t.Context())
+		f, leader := m.lead(t, g, "key")
+		joinContext(ctx, g, "key")
+		cancel()
+		check(t, "ForgetUnshared", g.ForgetUnshared("key"), false)
+		f.returns(1, nil)
+		wantReturn(t, 1, nil, true, leader)
+	})
+}
+
+// DoContext.
+
+type ctxKey struct{}
+
+func TestDoContextGivesFnTheValuesOfItsStarterOnly(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		ctx, cancel := context.WithTimeout(context.WithValue(t.Context(), ctxKey{}, "starter"), time.Hour)
+		f, _ := byDoContext.leadWith(t, ctx, g, "key")
+		joinContext(context.WithValue(t.Context(), ctxKey{}, "joiner"), g, "key")
+		cancel()
+		synctest.Wait()
+		_, ok := f.ctx.Deadline()
+		check(t, "fn's context has a deadline", ok, false)
+		check(t, "value of fn's context", f.ctx.Value(ctxKey{}), any("starter"))
+		check(t, "error of fn's context", f.ctx.Err(), nil)
+	})
+}
+
+func TestDoContextReturnsAtOnceIfItsContextIsDone(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		ctx, cancel := context.WithDeadlineCause(t.Context(), time.Now(), errors.New("cause"))
+		defer cancel()
+		wantReturn(t, nil, context.DeadlineExceeded, false, joinContext(ctx, g, "key")) // starts nothing
+		f, leader := byDo.lead(t, g, "key")
+		wantReturn(t, nil, context.DeadlineExceeded, false, joinContext(ctx, g, "key"))
+		f.returns(1, nil)
+		wantReturn(t, 1, nil, false, leader)
+	})
+}
+
+func TestDoContextStopsWaitingWhenItsContextIsDone(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		f, leader := byDoContext.lead(t, g, "key")
+		f2, leaver := byDoContext.leadWith(t, ctx, g, "key that its leader leaves")
+		joiner, leaver2 := joinContext(t.Context(), g, "key that its leader leaves"), joinContext(ctx, g, "key")
+		wantWaiting(t, leader, leaver, joiner, leaver2)
+		cancel(errors.New("cause"))
+		synctest.Wait()
+		wantReturn(t, nil, context.Canceled, false, leaver, leaver2)
+		wantWaiting(t, leader, joiner)
+		f.returns(1, nil)
+		f2.returns(1, nil)
+		wantReturn(t, 1, nil, true, leader, joiner)
+	})
+}
+
+func TestDoContextGivesUpTheCallWhenTheLastCallerLeaves(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		ctx, cancel := withCancel(t.Context())
+		old := newBlocker(t)
+		caller := goCall(func() (any, error, bool) {
+			g.DoContext(ctx, "key", old.fnWith)
+			return nil, old.ctx.Err(), false
+		})
+		cancel()
+		wantReturn(t, nil, context.Canceled, false, caller) // so fn's context was canceled first
+		next, leader := byDoContext.lead(t, g, "key")
+		old.returns(1, nil) // late, as it does not heed its context
+		joiner := byDo.join(g, "key")
+		next.returns(2, nil)
+		wantReturn(t, 2, nil, true, leader, joiner)
+	})
+}
+
+func TestDoContextIsKeptAliveByCallersOfDoAndDoChan(t *testing.T) {
+	forEach(t, []method{byDo, byDoChan}, func(t *testing.T, g *Group, m method) {
+		ctx, cancel := withCancel(t.Context())
+		f, _ := byDoContext.leadWith(t, ctx, g, "joined")
+		f2, leader := m.lead(t, g, "led")
+		joiner, leaver := m.join(g, "joined"), joinContext(ctx, g, "led")
+		cancel()
+		check(t, "error of fn's context", f.ctx.Err(), nil)
+		wantReturn(t, nil, context.Canceled, false, leaver)
+		another, another2 := m.join(g, "joined"), m.join(g, "led")
+		f.returns(1, nil)
+		f2.returns(1, nil)
+		wantReturn(t, 1, nil, true, leader, joiner, another, another2)
+	})
+}
+
+func TestDoContextGivesUpAForgottenCallAlone(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		ctx, cancel := withCancel(t.Context())
+		old, _ := byDoContext.leadWith(t, ctx, g, "key")
+		g.Forget("key")
+		next, leader := byDoContext.lead(t, g, "key")
+		cancel()
+		check(t, "error of the forgotten fn's context", old.ctx.Err(), context.Canceled)
+		check(t, "error of the next fn's context", next.ctx.Err(), nil)
+		joiner := byDo.join(g, "key")
+		next.returns(2, nil)
+		wantReturn(t, 2, nil, true, leader, joiner)
+	})
+}
+
+func TestDoContextCancelsFnsContextBeforeAnyCallerGetsTheResults(t *testing.T) {
+	for _, end := range []func() (any, error){returns(1, nil), panics(1), exits} {
+		forEach(t, []method{byDo, byDoContext}, func(t *testing.T, g *Group, m method) {
+			f, _ := byDoContext.lead(t, g, "key")
+			var fnErr error
+			goCall(func() (any, error, bool) {
+				defer func() { fnErr = f.ctx.Err() }()
+				return m.call(g, "key", nil)
+			})
+			check(t, "error of fn's context", f.ctx.Err(), nil)
+			f.ends(end)
+			check(t, "error of fn's context for the joiner", fnErr, context.Canceled)
+		})
+	}
+}
+
+func TestDoContextPanicsIfItsContextIsNil(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		var none context.Context
+		check(t, "caller", joinContext(none, g, "key").how, "panicked")
+		byDo.lead(t, g, "key") // no call is in flight
+	})
+}
+
+// ErrRecursive. A caller with the context of an fn stands for one inside it.
+
+func TestErrRecursiveForTheSameKey(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		ctx, cancel := withCancel(t.Context())
+		f, _ := byDoContext.leadWith(t, ctx, g, "key")
+		wantReturn(t, nil, ErrRecursive, false, joinContext(f.ctx, g, "key"))
+		check(t, "ForgetUnshared, as a caller has joined and left", g.ForgetUnshared("key"), false)
+		cancel() // of the last caller
+		check(t, "error of fn's context", f.ctx.Err(), context.Canceled)
+	})
+}
+
+func TestErrRecursiveThroughOtherCallsAndGroups(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		a, _ := byDoContext.lead(t, g, "a")
+		b, _ := byDoContext.leadWith(t, context.WithoutCancel(a.ctx), new(Group), "a")
+		c, _ := byDoContext.leadWith(t, b.ctx, g, "c")
+		ctx, cancel := context.WithTimeout(context.WithValue(c.ctx, ctxKey{}, 1), time.Hour)
+		defer cancel()
+		wantReturn(t, nil, ErrRecursive, false, joinContext(b.ctx, g, "a"), joinContext(c.ctx, g, "a"), joinContext(ctx, g, "a"))
+	})
+}
+
+func TestErrRecursiveIfTwoCallsAskForEachOther(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		a, _ := byDoContext.lead(t, g, "a")
+		b, _ := byDoContext.lead(t, g, "b")
+		first := joinContext(a.ctx, g, "b")
+		wantReturn(t, nil, ErrRecursive, false, joinContext(b.ctx, g, "a"))
+		wantWaiting(t, first)
+		b.returns(1, nil)
+		wantReturn(t, 1, nil, true, first)
+	})
+}
+
+func TestErrRecursiveNotOnceAllCallersInsideFnHaveLeft(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		a, _ := byDoContext.lead(t, g, "a")
+		b, _ := byDoContext.lead(t, g, "b")
+		c, _ := byDoContext.lead(t, g, "c")
+		wantWaiting(t, joinContext(c.ctx, g, "b")) // so that b is still waited for in the end
+		ctx, leave := withCancel(a.ctx)
+		ctx2, leave2 := withCancel(a.ctx)
+		wantWaiting(t, joinContext(ctx, g, "b"), joinContext(ctx2, g, "b"))
+		leave()
+		wantReturn(t, nil, ErrRecursive, false, joinContext(b.ctx, g, "a"))
+		leave2()
+		wantWaiting(t, joinContext(b.ctx, g, "a"))
+	})
+}
+
+func TestErrRecursiveIsAboutCallsNotKeys(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		a, _ := byDoContext.lead(t, g, "a")
+		b, _ := byDoContext.leadWith(t, context.WithoutCancel(a.ctx), g, "b")
+		g.Forget("b")
+		next, _ := byDoContext.leadWith(t, b.ctx, g, "b")
+		wantReturn(t, nil, ErrRecursive, false, joinContext(next.ctx, g, "a"))
+		a.returns(1, nil)
+		byDoContext.leadWith(t, next.ctx, g, "a")
+	})
+}
+
+// Typed results.
+
+// wantTyped checks what Do[V] and DoContext[V] return when they join a call that returns
+// val and err: want, and an error with the names if there are any, or else err.
+func wantTyped[V any](t *testing.T, key string, val any, err error, want V, names ...string) {
+	t.Helper()
+	g := new(Group)
+	f, _ := byDo.lead(t, g, key)
+	c1 := goCall(func() (any, error, bool) { return Do[V](g, key, nil) })
+	c2 := goCall(func() (any, error, bool) { return DoContext[V](t.Context(), g, key, nil) })
+	f.returns(val, err)
+	for _, c := range []*result{c1, c2} {
+		if !reflect.DeepEqual(c.val, any(want)) || !c.shared || names == nil && c.err != err {
+			t.Errorf("%T and %v as %T: got %+v, want %v", val, err, want, *c, want)
+		}
+		for _, name := range names {
+			if text := fmt.Sprint(c.err); len(text) > 500 || !utf8.ValidString(text) || !strings.Contains(text, name) {
+				t.Errorf("error: got %q, want a short one with %q", text, name)
+			}
 		}
 	}
-	return keys
 }
 
-// sound checks a stripe that is locked or known to no one else: that each call is where
-// find looks for it, and that it takes no more memory than the calls need.
-func (s *stripe) sound(t *testing.T) {
+func TestTypedDoAndDoContextRunFn(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		ctx := context.WithValue(t.Context(), ctxKey{}, 1)
+		wantReturn(t, 1, io.EOF, false, goCall(func() (any, error, bool) {
+			return Do(g, "key", func() (int, error) { return 1, io.EOF })
+		}), goCall(func() (any, error, bool) {
+			return DoContext(ctx, g, "key", func(ctx context.Context) (int, error) { return ctx.Value(ctxKey{}).(int), io.EOF })
+		}))
+	})
+}
+
+func TestTypedResultMatchesByTypeAssertion(t *testing.T) {
+	inBubble(t, func(t *testing.T, _ *Group) {
+		wantTyped(t, "key", 1, nil, 1)
+		wantTyped[any](t, "key", 1, nil, 1)
+		wantTyped(t, "key", time.Second, nil, time.Second)
+		wantTyped[fmt.Stringer](t, "key", time.Second, nil, time.Second)
+		// A nil result is the zero V if V can be nil.
+		wantTyped[*int](t, "key", nil, nil, nil)
+		wantTyped[[]int](t, "key", nil, nil, nil)
+		wantTyped[func()](t, "key", nil, nil, nil)
+		wantTyped[chan int](t, "key", nil, nil, nil)
+		wantTyped[map[int]int](t, "key", nil, nil, nil)
+		wantTyped[fmt.Stringer](t, "key", nil, nil, nil)
+		wantTyped[unsafe.Pointer](t, "key", nil, nil, nil)
+		// An error of fn's is returned unchanged, with the value if that matches.
+		wantTyped(t, "key", 1, io.EOF, 1)
+		wantTyped(t, "key", "1", io.EOF, 0)
+		wantTyped(t, "key", nil, io.EOF, 0)
+	})
+}
+
+func TestTypedMismatchIsAnErrorThatNamesTypesAndKey(t *testing.T) {
+	inBubble(t, func(t *testing.T, _ *Group) {
+		wantTyped(t, "key", time.Second, nil, int64(0), `"key"`, "time.Duration", "int64")
+		wantTyped(t, "key", nil, nil, 0, `"key"`, "<nil>", "int")
+		wantTyped(t, "key", nil, nil, [0]int{}, `"key"`, "<nil>", "[0]int")
+		wantTyped[fmt.Stringer](t, "key", 1, nil, nil, `"key"`, "int", "fmt.Stringer")
+		wantTyped(t, "\"\xff", "", nil, 0, `"\"\xff"`)
+		wantTyped(t, strings.Repeat("k", 64), "", nil, 0, `"`+strings.Repeat("k", 64)+`"`)
+		wantTyped(t, "x"+strings.Repeat("é", 1<<20), "", nil, 0, `"xéééééé`)
+	})
+}
+
+// Panics and Goexit, except those that crash the process.
+
+func TestPanicErrorIsRaisedInEveryCallerOfDoAndDoContext(t *testing.T) {
+	forEach(t, []method{byDo, byDoContext}, func(t *testing.T, g *Group, m method) {
+		ctx, cancel := withCancel(t.Context())
+		f, leader := m.lead(t, g, "key")
+		joiner, joiner2, leaver := byDo.join(g, "key"), byDoContext.join(g, "key"), joinContext(ctx, g, "key")
+		cancel()
+		f.ends(panics("boom"))
+		wantPanic(t, "boom", leader, joiner, joiner2)
+		wantReturn(t, nil, context.Canceled, false, leaver)
+		wantReturn(t, 2, nil, false, byDo.start(g, "key", returns(2, nil))) // the key is free
+	})
+}
+
+func TestPanicErrorTextIsTheValueAndTheStack(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		p := wantPanic(t, io.EOF, byDo.start(g, "key", func() (any, error) { panic(io.EOF) }))
+		stack := string(p.Stack())
+		check(t, "text", p.Error(), "EOF\n\n"+stack)
+		check(t, "the stack has fn", strings.Contains(stack, ".TestPanicErrorTextIsTheValueAndTheStack.func"), true)
+		check(t, "the stack names a goroutine", strings.HasPrefix(stack, "goroutine "), false)
+		clear(p.Stack())
+		check(t, "stack, of which the caller got a copy", string(p.Stack()), stack)
+	})
+}
+
+func TestPanicErrorUnwrapsToTheValueIfThatIsAnError(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		p := wantPanic(t, io.EOF, byDo.start(g, "key", panics(io.EOF)))
+		for _, err := range []error{p, fmt.Errorf("wrapped: %w", p), errors.Join(errors.New("another"), p)} {
+			var found *PanicError
+			check(t, "errors.As and errors.Is", errors.As(err, &found) && found == p && errors.Is(err, io.EOF), true)
+		}
+		check(t, "Unwrap", wantPanic(t, "boom", byDo.start(g, "key", panics("boom"))).Unwrap(), nil)
+	})
+}
+
+func TestPanicErrorThatFnReturnsIsAnOrdinaryError(t *testing.T) {
+	forEach(t, methods, func(t *testing.T, g *Group, m method) {
+		p := wantPanic(t, "boom", byDo.start(g, "key", panics("boom")))
+		wantReturn(t, 1, p, false, m.start(g, "key", returns(1, p)))
+		wantReturn(t, 1, ErrGoexit, false, m.start(g, "key", returns(1, ErrGoexit)))
+	})
+}
+
+func TestPanicErrorOfANilFn(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		byItself := goCall(func() (any, error, bool) { return g.Do("key", nil) })
+		for _, c := range []*result{byItself, joinContext(t.Context(), g, "key")} {
+			p, ok := c.val.(*PanicError)
+			if ok {
+				_, ok = p.Value().(runtime.Error)
+			}
+			check(t, "the panic's value is a runtime.Error", ok, true)
+		}
+	})
+}
+
+func TestPanicErrorOfAPanicWithNil(t *testing.T) {
+	t.Setenv("GODEBUG", "panicnil=1") // as before Go 1.21
+	var none result
+	if none.observe(func() (any, error, bool) { panic(nil) }); none != (result{how: "panicked"}) {
+		t.Skipf("GODEBUG=panicnil=1 has no effect: recovered %v", none.val)
+	}
+	forEach(t, []method{byDo, byDoContext}, func(t *testing.T, g *Group, m method) {
+		wantPanic(t, nil, m.start(g, "key", panics(nil)))
+		// Except during a Goexit, where nothing tells the two apart.
+		c := m.start(g, "key", func() (any, error) { defer panics(nil)(); return exits() })
+		want(t, result{how: "exited"}, c)
+	})
+}
+
+func TestPanicErrorOfADeferredFunctionDuringGoexit(t *testing.T) {
+	forEach(t, []method{byDo, byDoContext}, func(t *testing.T, g *Group, m method) {
+		f, leader := m.lead(t, g, "key")
+		joiner, joiner2 := byDo.join(g, "key"), byDoContext.join(g, "key")
+		f.ends(func() (any, error) { defer panics("late")(); return exits() })
+		p := wantPanic(t, "late", joiner, joiner2)
+		check(t, "it is the same error", leader.val, any(p))
+		check(t, "leader of "+string(m), leader.how, map[method]string{byDo: "exited", byDoContext: "panicked"}[m])
+	})
+}
+
+func TestGoexitExitsTheGoroutinesInDoAndDoContext(t *testing.T) {
+	for _, end := range []func() (any, error){
+		exits,
+		func() (v any, err error) { defer runtime.Goexit(); return 1, io.EOF },
+		func() (any, error) { defer runtime.Goexit(); panic("replaced by the Goexit") },
+	} {
+		forEach(t, []method{byDo, byDoContext}, func(t *testing.T, g *Group, m method) {
+			f, leader := m.lead(t, g, "key")
+			joiner, joiner2, reader := byDo.join(g, "key"), byDoContext.join(g, "key"), byDoChan.join(g, "key")
+			f.ends(end)
+			want(t, result{how: "exited"}, leader, joiner, joiner2)
+			wantReturn(t, nil, ErrGoexit, true, reader)
+			wantReturn(t, nil, ErrGoexit, false, byDoChan.start(g, "key", end))
+		})
+	}
+}
+
+// Group and keys.
+
+// Each fn asks another Group for the same key, so that all calls are in flight at once. If
+// two Groups met, a call would wait for itself. A Group moves when its stack grows.
+func TestGroupsOnAStackThatGrowsShareNoCallsAndLoseNone(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		moved, lost := false, false
+		var do func(n int)
+		do = func(n int) {
+			var g Group // does not escape
+			place := uintptr(unsafe.Pointer(&g))
+			g.Do("key", func() (any, error) {
+				if n > 1 {
+					do(n - 1)
+				}
+				edit(&g, "key", func(_ *stripe, c *call) { lost = lost || c == nil })
+				return nil, nil
+			})
+			moved = moved || place != uintptr(unsafe.Pointer(&g))
+		}
+		do(20_000)
+		check(t, "Groups have moved", moved, true)
+		check(t, "calls have been lost", lost, false)
+	})
+}
+
+func TestGroupSetToTheZeroGroupIsANewGroup(t *testing.T) {
+	type cache struct{ group Group }
+	forEach(t, methods, func(t *testing.T, _ *Group, m method) {
+		c := new(cache)
+		old, oldLeader := m.lead(t, &c.group, "key")
+		oldJoiner := m.join(&c.group, "key")
+		c.group.ForgetUnshared("key") // forgets nothing, but orders the joiner before the reset
+		*c = cache{}
+		next, leader := m.lead(t, &c.group, "key")
+		joiner := m.join(&c.group, "key")
+		old.returns(1, nil)
+		joiner2 := m.join(&c.group, "key")
+		next.returns(2, nil)
+		wantReturn(t, 1, nil, true, oldLeader, oldJoiner)
+		wantReturn(t, 2, nil, true, leader, joiner, joiner2)
+	})
+}
+
+func TestGroupThatIsMovedOrCopiedTakesItsCallsAlong(t *testing.T) {
+	for _, deleteFirst := range []func(s []Group) []Group{
+		func(s []Group) []Group { return slices.Delete(s, 0, 1) },
+		func(s []Group) []Group { return slices.Clone(s[1:]) }, // used beside the copy
+	} {
+		inBubble(t, func(t *testing.T, _ *Group) {
+			groups := make([]Group, 2)
+			f0, leader0 := byDo.lead(t, &groups[0], "key")
+			f1, leader1 := byDo.lead(t, &groups[1], "key")
+			groups = append(deleteFirst(groups), Group{})
+			f2, leader2 := byDo.lead(t, &groups[1], "key")
+			joiner1, joiner2 := byDo.join(&groups[0], "key"), byDo.join(&groups[1], "key")
+			f0.returns(0, nil)
+			f1.returns(1, nil)
+			f2.returns(2, nil)
+			wantReturn(t, 0, nil, false, leader0)
+			wantReturn(t, 1, nil, true, leader1, joiner1)
+			wantReturn(t, 2, nil, true, leader2, joiner2)
+		})
+	}
+}
+
+func TestGroupHasOneNumberIfItsFirstCallersMeet(t *testing.T) {
+	groups := make([]Group, 500_000)
+	var sums [2]uint64
+	var wg sync.WaitGroup
+	for i := range sums {
+		wg.Go(func() { // the second catches up, as it need not set the numbers
+			for j := range groups {
+				sums[i] = 31*sums[i] + groups[j].id()
+			}
+		})
+	}
+	wg.Wait()
+	check(t, "the second got the same numbers", sums[1], sums[0])
+}
+
+func TestKeyIsAnyString(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		var fns []*blocker
+		var joiners []*result
+		long := strings.Repeat("k", 1<<20)
+		for _, key := range []string{"", "\x00", "a", "a\x00", "\xff", "\xfe", "ключ", long, long + "k"} {
+			f, _ := byDo.lead(t, g, key)
+			fns, joiners = append(fns, f), append(joiners, byDo.join(g, strings.Clone(key)))
+		}
+		for i, f := range fns {
+			f.returns(i, nil)
+			wantReturn(t, i, nil, true, joiners[i])
+		}
+	})
+}
+
+func (s *stripe) checkUnlocked(t *testing.T) {
+	t.Helper()
+	if s.mu.TryLock() {
+		s.mu.Unlock()
+	} else {
+		t.Error("the mutex of a stripe is locked")
+	}
+}
+
+func TestKeyThatCannotBeReadPanicsInItsCallerAlone(t *testing.T) {
+	forEach(t, methods, func(t *testing.T, g *Group, m method) {
+		header := struct {
+			data *byte
+			len  int
+		}{nil, 16}
+		key := *(*string)(unsafe.Pointer(&header)) // as a data race can make one
+		_, ok := m.start(g, key, returns(1, nil)).val.(runtime.Error)
+		check(t, "the panic is a runtime.Error", ok, true)
+		for i := range stripes {
+			stripes[i].checkUnlocked(t)
+		}
+	})
+}
+
+// All schedules against a model.
+//
+// The specification shows each promise in a situation that somebody has thought of. Here a
+// Group is compared with a model of it in every situation that a few steps lead to. This
+// finds what goes wrong in the others: when a forgotten call is left, when a caller nested
+// in a call that was given up is the last one of another, when a call ends whose successor
+// has been joined.
+
+// A step is one thing that is done to a Group. It has had all its effects before the next
+// one begins.
+type step struct {
+	op string
+	n  int // the key; the caller to cancel; the caller that started the call to end
+	in int // for "nested" and "detached": the caller that started the call in whose fn DoContext is called
+}
+
+// A model is what the documentation promises, for one step after the other.
+type model struct {
+	callers  []*modelCaller     // in the order of their calls
+	inFlight map[int]*modelCall // the calls that the next caller of a key joins
+}
+
+type modelCaller struct {
+	method method
+	call   *modelCall // that the caller joined or started
+	leads  bool       // the caller started it
+	within *modelCall // in whose fn the caller asked, or nil
+	tied   bool       // its context is canceled with that of this fn
+	result result
+}
+
+type modelCall struct {
+	key      int
+	shared   bool
+	ended    bool
+	canceled bool // fn's context is, if it has one
+}
+
+func newModel(steps ...step) *model {
+	m := &model{inFlight: make(map[int]*modelCall)}
+	for _, s := range steps {
+		m.take(s)
+	}
+	return m
+}
+
+// take takes a step. It returns what ForgetUnshared does.
+func (m *model) take(s step) (forgot bool) {
+	switch s.op {
+	case "Do", "DoChan", "DoContext":
+		m.ask(method(s.op), s.n, nil, false)
+	case "nested", "detached":
+		m.ask(byDoContext, s.n, m.callers[s.in].call, s.op == "nested")
+	case "Forget":
+		delete(m.inFlight, s.n)
+	case "ForgetUnshared":
+		if c := m.inFlight[s.n]; c != nil && c.shared {
+			return false
+		}
+		delete(m.inFlight, s.n)
+		return true
+	case "cancel":
+		m.leave(m.callers[s.n])
+	case "return":
+		r := result{"returned", s.n, fnError(s.n), false}
+		m.end(m.callers[s.n].call, r, r)
+	case "panic":
+		m.end(m.callers[s.n].call, result{how: "panicked", val: s.n}, result{})
+	case "exit":
+		m.end(m.callers[s.n].call, result{how: "exited"}, result{how: "returned", err: ErrGoexit})
+	}
+	return false
+}
+
+// fnError is the error of the fn of a caller.
+type fnError int
+
+func (e fnError) Error() string { return fmt.Sprint("error of ", int(e)) }
+
+func (m *model) ask(by method, key int, within *modelCall, tied bool) {
+	w := &modelCaller{method: by, within: within, tied: tied}
+	m.callers = append(m.callers, w)
+	c := m.inFlight[key]
+	switch {
+	case tied && within.canceled:
+		w.result = result{how: "returned", err: context.Canceled}
+		return
+	case c == nil:
+		c = &modelCall{key: key}
+		m.inFlight[key] = c
+		w.leads = true
+	case within != nil && m.waitsFor(c, within):
+		c.shared = true
+		w.result = result{how: "returned", err: ErrRecursive}
+		return
+	default:
+		c.shared = true
+	}
+	w.call = c
+}
+
+// waiting returns the callers that wait for c.
+func (m *model) waiting(c *modelCall) (callers []*modelCaller) {
+	for _, w := range m.callers {
+		if w.call == c && w.result.how == "" {
+			callers = append(callers, w)
+		}
+	}
+	return callers
+}
+
+// waitsFor reports whether c is d, or a caller in the fn of c waits for a call that
+// waits for d.
+func (m *model) waitsFor(c, d *modelCall) bool {
+	return c == d || slices.ContainsFunc(m.callers, func(w *modelCaller) bool {
+		return w.within == c && w.result.how == "" && m.waitsFor(w.call, d)
+	})
+}
+
+// remove makes the next caller start a call of its own, if it would have joined c.
+func (m *model) remove(c *modelCall) {
+	if m.inFlight[c.key] == c {
+		delete(m.inFlight, c.key)
+	}
+}
+
+// end ends c. Readers get a result of their own.
+func (m *model) end(c *modelCall, r, ofReaders result) {
+	c.ended = true
+	m.remove(c)
+	for _, w := range m.waiting(c) {
+		w.result = r
+		if w.method == byDoChan {
+			w.result = ofReaders
+		}
+		w.result.shared = c.shared && w.result.how == "returned"
+	}
+	m.cancel(c)
+}
+
+// leave has a caller leave its call.
+func (m *model) leave(w *modelCaller) {
+	w.result = result{how: "returned", err: context.Canceled}
+	if len(m.waiting(w.call)) == 0 {
+		m.remove(w.call)
+		m.cancel(w.call)
+	}
+}
+
+// cancel cancels the context of the fn of c, and so those of the callers in it.
+func (m *model) cancel(c *modelCall) {
+	c.canceled = true
+	for _, w := range m.callers {
+		if w.within == c && w.tied && w.result.how == "" {
+			m.leave(w)
+		}
+	}
+}
+
+// next returns the steps that can follow, for so many keys. It leaves out those that
+// crash the process, and those that only differ in their names from others: any key that
+// has not been used, any of the callers that wait in the same way. Unless all are wanted,
+// it also leaves out callers in an fn whose context is done or detached.
+func (m *model) next(keys int, all bool) (steps []step) {
+	used := 0
+	for i, w := range m.callers {
+		if !w.leads {
+			continue
+		}
+		used = max(used, w.call.key+1)
+		if w.call.ended {
+			continue
+		}
+		steps = append(steps, step{"return", i, 0}, step{"exit", i, 0})
+		waiting := m.waiting(w.call)
+		if len(waiting) > 0 && !slices.ContainsFunc(waiting, func(w *modelCaller) bool { return w.method == byDoChan }) {
+			steps = append(steps, step{"panic", i, 0})
+		}
+	}
+	for key := range min(keys, used+1) {
+		for _, op := range []string{"Do", "DoChan", "DoContext", "Forget", "ForgetUnshared"} {
+			steps = append(steps, step{op, key, 0})
+		}
+		for i, w := range m.callers {
+			if !w.leads || w.method != byDoContext {
+				continue
+			}
+			if all || !w.call.canceled {
+				steps = append(steps, step{"nested", key, i})
+			}
+			if all {
+				steps = append(steps, step{"detached", key, i})
+			}
+		}
+	}
+	seen := make(map[modelCaller]bool)
+	for i, w := range m.callers {
+		if w.method == byDoContext && w.result.how == "" && !seen[*w] {
+			steps = append(steps, step{"cancel", i, 0})
+			seen[*w] = true
+		}
+	}
+	return steps
+}
+
+// A pair is the Groups of a test that numbers its keys.
+type pair [2]Group
+
+// at returns the Group and the key that a number stands for.
+func (p *pair) at(n int) (*Group, string) { return &p[n%2], fmt.Sprint("key ", n/2) }
+
+// A player takes steps with Groups, in a bubble, and with a model.
+type player struct {
+	t       *testing.T
+	model   *model
+	taken   []step
+	groups  pair
+	callers []playedCaller
+}
+
+type playedCaller struct {
+	f      *blocker
+	result *result
+	cancel context.CancelFunc // of the caller's context
+}
+
+// seen is all that can be seen of a caller.
+type seen struct {
+	result   result
+	runs     int  // of its fn
+	canceled bool // the context of its fn is
+}
+
+// take takes a step, and compares what can be seen with the model.
+func (p *player) take(s step) {
+	p.t.Helper()
+	p.taken = append(p.taken, s)
+	forgot := false
+	switch g, key := p.groups.at(s.n); s.op {
+	case "Do", "DoChan", "DoContext":
+		p.ask(method(s.op), context.Background(), s.n)
+	case "nested":
+		p.ask(byDoContext, p.callers[s.in].f.ctx, s.n)
+	case "detached":
+		p.ask(byDoContext, context.WithoutCancel(p.callers[s.in].f.ctx), s.n)
+	case "Forget":
+		g.Forget(key)
+	case "ForgetUnshared":
+		forgot = g.ForgetUnshared(key)
+	case "cancel":
+		p.callers[s.n].cancel()
+		synctest.Wait()
+	case "return":
+		p.callers[s.n].f.returns(s.n, fnError(s.n))
+	case "panic":
+		p.callers[s.n].f.ends(panics(s.n))
+	case "exit":
+		p.callers[s.n].f.ends(exits)
+	}
+	if want := p.model.take(s); forgot != want {
+		p.t.Fatalf("%v: ForgetUnshared returned %v, want %v", p.taken, forgot, want)
+	}
+	for i, w := range p.model.callers {
+		c := p.callers[i]
+		got, want := seen{result: *c.result, runs: c.f.runs}, seen{result: w.result}
+		if e, ok := got.result.val.(*PanicError); ok {
+			got.result.val = e.Value()
+		}
+		if w.leads {
+			want.runs = 1
+		}
+		if w.leads && w.method == byDoContext && got.runs == 1 {
+			got.canceled, want.canceled = c.f.ctx.Err() != nil, w.call.canceled
+		}
+		if got != want {
+			p.t.Fatalf("%v: caller %d: got %+v, want %+v", p.taken, i, got, want)
+		}
+	}
+}
+
+func (p *player) ask(by method, ctx context.Context, n int) {
+	ctx, cancel := context.WithCancel(ctx)
+	f := newBlocker(p.t)
+	g, key := p.groups.at(n)
+	r := goCall(func() (any, error, bool) { return by.callWith(ctx, g, key, f.fnWith) })
+	p.callers = append(p.callers, playedCaller{f, r, cancel})
+}
+
+// play plays a schedule. Then it ends all calls, and starts one more of each key, which
+// shows that none is left.
+func play(t *testing.T, schedule []step, keys int) {
+	p := &player{t: t, model: newModel()}
+	for _, s := range schedule {
+		p.take(s)
+	}
+	for i, c := range p.model.callers {
+		if c.leads && !c.call.ended {
+			p.take(step{"return", i, 0})
+		}
+	}
+	for key := range keys {
+		p.take(step{"Do", key, 0})
+		p.take(step{"return", len(p.callers) - 1, 0})
+	}
+}
+
+// extend visits all schedules of a length that begin with some steps.
+func extend(steps []step, length, keys int, visit func(schedule []step)) {
+	if len(steps) == length {
+		visit(steps)
+		return
+	}
+	for _, s := range newModel(steps...).next(keys, false) {
+		extend(append(steps, s), length, keys, visit)
+	}
+}
+
+// quick reports whether tests are to be short, as they are under the race detector, too.
+func quick() bool {
+	info, ok := debug.ReadBuildInfo()
+	return testing.Short() || ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
+}
+
+func TestSchedules(t *testing.T) {
+	length, keys := 5, 2
+	if quick() {
+		length = 4
+	}
+	extend(nil, 2, keys, func(first []step) {
+		first = slices.Clone(first)
+		t.Run(fmt.Sprint(first), func(t *testing.T) {
+			t.Parallel()
+			bubble(t, func(t *testing.T) {
+				extend(first, length, keys, func(schedule []step) { play(t, schedule, keys) })
+			})
+		})
+	})
+}
+
+// FuzzSchedules plays longer schedules, with more keys and more kinds of nested callers.
+func FuzzSchedules(f *testing.F) {
+	r := rand.NewChaCha8([32]byte{})
+	for range 500 {
+		choices := make([]byte, 40)
+		r.Read(choices)
+		f.Add(choices)
+	}
+	f.Fuzz(func(t *testing.T, choices []byte) {
+		const keys = 3
+		var schedule []step
+		m := newModel()
+		for _, choice := range choices[:min(len(choices), 80)] {
+			next := m.next(keys, true)
+			s := next[int(choice)%len(next)]
+			m.take(s)
+			schedule = append(schedule, s)
+		}
+		bubble(t, func(t *testing.T) { play(t, schedule, keys) })
+	})
+}
+
+// Recorded concurrency.
+//
+// In the schedules, one step follows another. Here many callers use a few keys at the same
+// time. This finds what goes wrong within a step: between two locks, or between waking one
+// caller and the next. What each caller gets cannot be known beforehand. But what it got,
+// and when, is recorded, and every record has to obey some rules.
+
+// A history is a record of callers. Time is the ticks of a clock.
+type history struct {
+	clock  atomic.Int64
+	groups pair
+	keys   int // how many are used
+
+	mu      sync.Mutex // guards the rest
+	callers []*caller
+	runs    []*run
+	forgets []forget
+}
+
+// A caller asks for a key once.
+type caller struct {
+	method   method
+	key      int
+	within   *run         // the fn in which it asks, or nil
+	own      *run         // of its own fn, or nil
+	leaves   bool         // its context is canceled at some time, perhaps too late
+	canceled atomic.Int64 // just before that
+	from, to int64        // before it asked, and when it had its result
+	result   result
+	left     bool // the result is the error of its context
+	early    bool // it had the result of a run whose context was not canceled yet
+}
+
+// A run is an execution of an fn. It is itself what fn returns or panics with, which shows
+// the run that a result is from.
+type run struct {
+	leader   *caller
+	ctx      context.Context
+	result   result // what fn comes to
+	canceled bool   // ctx was, when fn ended
+	late     bool   // fn waited for that in vain
+	from, to int64  // when fn started, and just before it ended
+	answered []*caller
+}
+
+func (e *run) Error() string { return fmt.Sprintf("run from %d to %d", e.from, e.to) }
+
+// A forget is a Forget, or a ForgetUnshared that returned true.
+type forget struct {
+	key      int
+	from, to int64
+}
+
+// The kinds of keys.
+const (
+	steady  = iota // fn returns; there is no Forget, and no caller leaves
+	exiting        // fn may call Goexit
+	panicky        // fn may panic; there is no DoChan, as that would crash the process
+	kinds
+)
+
+// pause often waits for a time at which others go on, too, or until ctx is done. Sometimes
+// nothing but ctx ends it before long. It reports whether it ended in time.
+func pause(ctx context.Context, r *rand.Rand) bool {
+	d := time.Duration(r.IntN(4)) * time.Millisecond
+	if r.IntN(16) == 0 && ctx.Done() != nil {
+		d = time.Hour
+	}
+	if r.IntN(2) == 0 {
+		return true
+	}
+	// The race detector of Go 1.26.8 was seen to crash now and then if the timers of package
+	// time do more in a bubble than wake a sleeping goroutine.
+	over, end := context.WithCancel(ctx)
+	go func() { time.Sleep(d); end() }()
+	<-over.Done()
+	return d < time.Hour || ctx.Err() != nil
+}
+
+// work asks for or forgets n keys, one after the other.
+func (h *history) work(r *rand.Rand, n int) {
+	for range n {
+		pause(context.Background(), r)
+		key := r.IntN(h.keys)
+		if key%kinds == steady || r.IntN(8) > 0 {
+			h.call(r, key, nil)
+			continue
+		}
+		g, name := h.groups.at(key)
+		f, ok := forget{key: key, from: h.clock.Add(1)}, true
+		if r.IntN(2) == 0 {
+			g.Forget(name)
+		} else {
+			ok = g.ForgetUnshared(name)
+		}
+		f.to = h.clock.Add(1)
+		if ok {
+			h.mu.Lock()
+			h.forgets = append(h.forgets, f)
+			h.mu.Unlock()
+		}
+	}
+}
+
+// call has a caller ask for a key, on its own goroutine, since that may have to exit.
+func (h *history) call(r *rand.Rand, key int, within *run) {
+	c := &caller{method: byDoContext, key: key, within: within}
+	ctx := context.Background()
+	if within != nil {
+		ctx = within.ctx
+	} else if n := r.IntN(4); n == 0 {
+		c.method = byDo
+	} else if n == 1 && key%kinds != panicky {
+		c.method = byDoChan
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	leave := sync.OnceFunc(func() {
+		c.canceled.Store(h.clock.Add(1))
+		cancel()
+	})
+	if c.method == byDoContext && key%kinds != steady && r.IntN(2) == 0 {
+		c.leaves = true
+		d := time.Duration(r.IntN(4)) * time.Millisecond
+		go func() { time.Sleep(d); leave() }()
+	}
+	g, name := h.groups.at(key)
+	fnRand := rand.New(rand.NewPCG(r.Uint64(), 0))
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer func() {
+			c.to = h.clock.Add(1)
+			c.left = c.result.err != nil && c.result.err == ctx.Err()
+			if e := c.result.run(); e != nil {
+				c.early = e.ctx.Done() != nil && e.ctx.Err() == nil
+			}
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.callers = append(h.callers, c)
+		}()
+		c.from = h.clock.Add(1)
+		c.result.observe(func() (any, error, bool) {
+			return c.method.callWith(ctx, g, name, func(ctx context.Context) (any, error) {
+				e := h.newRun(ctx, c, fnRand)
+				if c.leaves && fnRand.IntN(2) == 0 {
+					go leave() // just as the call ends
+				}
+				switch e.result.how {
+				case "exited":
+					runtime.Goexit()
+				case "panicked":
+					panic(e)
+				}
+				return e.result.val, e.result.err
+			})
+		})
+	})
+	wg.Wait()
+}
+
+// newRun does what the fn of c does, and records it, except for how it ends.
+func (h *history) newRun(ctx context.Context, c *caller, r *rand.Rand) *run {
+	e := &run{leader: c, ctx: ctx, from: h.clock.Add(1)}
+	e.late = !pause(ctx, r)
+	if ctx.Done() != nil && r.IntN(4) == 0 {
+		h.call(r, r.IntN(h.keys/kinds)*kinds+1+r.IntN(kinds-1), e) // not a steady key: the caller may leave
+	}
+	switch n := r.IntN(4); {
+	case n == 0 && c.key%kinds == exiting:
+		e.result.how = "exited"
+	case n == 0 && c.key%kinds == panicky && !c.leaves && c.within == nil:
+		e.result.how = "panicked"
+	case n == 1:
+		e.result = result{how: "returned", err: e}
+	default:
+		e.result = result{how: "returned", val: e}
+	}
+	e.canceled = ctx.Err() != nil
+	c.own = e
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.runs = append(h.runs, e)
+	e.to = h.clock.Add(1)
+	return e
+}
+
+// run returns the run that a result is from, or nil if it does not say.
+func (r result) run() *run {
+	if p, ok := r.val.(*PanicError); ok {
+		r.val = p.Value()
+	}
+	if e, ok := r.val.(*run); ok {
+		return e
+	}
+	e, _ := r.err.(*run)
+	return e
+}
+
+// check checks a history that is complete.
+func (h *history) check(t *testing.T) {
+	for _, c := range h.callers {
+		if wrong := c.check(); wrong != "" {
+			t.Fatalf("%s: caller %+v", wrong, c)
+		}
+	}
+	runs := make(map[int][]*run) // by key
+	for _, e := range h.runs {
+		if wrong := e.check(); wrong != "" {
+			t.Fatalf("%s: %+v, started by %+v", wrong, e, e.leader)
+		}
+		for _, c := range e.answered {
+			if slices.ContainsFunc(h.forgets, func(f forget) bool { return f.key == c.key && e.from < f.from && f.to < c.from }) {
+				t.Fatalf("joined a call that was forgotten before: caller %+v, %+v", c, e)
+			}
+		}
+		for _, e2 := range runs[e.leader.key] {
+			if h.overlap(e, e2) {
+				t.Fatalf("%+v and %+v overlap", e, e2)
+			}
+		}
+		runs[e.leader.key] = append(runs[e.leader.key], e)
+	}
+}
+
+// check says what is wrong with a caller, and adds it to those that its run has answered.
+func (c *caller) check() string {
+	e, r := cmp.Or(c.result.run(), c.own), c.result
+	switch {
+	case c.left:
+		if c.method != byDoContext || r != (result{how: "returned", err: r.err}) {
+			return "left, but not with the error of its context alone"
+		}
+	case r.err == ErrRecursive:
+		if c.within == nil || c.own != nil || r != (result{how: "returned", err: r.err}) {
+			return "refused, although it is in no fn, or has started a call"
+		}
+	case e == nil: // it joined a call whose fn exited, which no result names
+		if c.key%kinds != exiting || r != (result{how: "exited"}) && r != (result{"returned", nil, ErrGoexit, true}) {
+			return "the result is from no run"
+		}
+	default:
+		e.answered = append(e.answered, c)
+		want := e.result
+		want.shared = r.shared
+		if want.how == "panicked" {
+			want.val = e.answered[0].result.val // all recover the same
+		} else if want.how == "exited" && c.method == byDoChan {
+			want.how, want.err = "returned", ErrGoexit
+		}
+		switch {
+		case r != want || e.leader.key != c.key || c.own != nil && c.own != e:
+			return fmt.Sprintf("the result is not from its call, which came to %+v", want)
+		case c.to < e.to || c.early:
+			return "the result came before fn had ended, or before its context was canceled"
+		}
+	}
+	return ""
+}
+
+// check says what is wrong with a run and those that it has answered.
+func (e *run) check() string {
+	first, last := int64(math.MaxInt64), e.leader.from
+	for _, c := range e.answered {
+		first, last = min(first, c.to), max(last, c.from)
+		if e.result.how == "returned" && c.result.shared != e.answered[0].result.shared {
+			return "shared is true for some callers only"
+		}
+	}
+	if e.result.how == "returned" && len(e.answered) > 0 {
+		shared := e.answered[0].result.shared
+		if !shared && len(e.answered) > 1 || shared && len(e.answered) == 1 && e.leader.key%kinds == steady {
+			return "shared is wrong"
+		}
+	}
+	switch c := e.leader; {
+	case last > first:
+		return "joined when it had answered"
+	case c.left && c.within == nil && c.canceled.Load() > first:
+		return "its leader left when it had answered"
+	case e.canceled && len(e.answered) > 0:
+		return "canceled, although a caller waited"
+	case e.late && len(e.answered) == 0 && e.result.how == "returned":
+		return "not canceled, although all callers had left"
+	}
+	return ""
+}
+
+// overlap reports whether two runs of a key were at the same time, although no call was
+// forgotten and at least one caller of each had not left.
+func (h *history) overlap(a, b *run) bool {
+	return a.from < b.to && b.from < a.to && len(a.answered) > 0 && len(b.answered) > 0 &&
+		!slices.ContainsFunc(h.forgets, func(f forget) bool {
+			return f.key == a.leader.key && f.to > min(a.leader.from, b.leader.from) && f.from < max(a.from, b.from)
+		})
+}
+
+var soak = flag.Duration("soak", 0, "how long TestHistories goes on; give -timeout 0, too")
+
+func TestHistories(t *testing.T) {
+	least := 60 // rounds
+	if quick() {
+		least = 20
+	}
+	for start, rounds := time.Now(), 0; rounds < least || time.Since(start) < *soak; rounds++ {
+		h := &history{keys: kinds * (1 + rounds%2*5)}
+		bubble(t, func(t *testing.T) {
+			var wg sync.WaitGroup
+			for worker := range uint64(16) {
+				wg.Go(func() { h.work(rand.New(rand.NewPCG(uint64(rounds), worker)), 100) })
+			}
+			wg.Wait()
+			time.Sleep(2 * time.Hour) // until those that sleep in vain are gone
+		})
+		h.check(t)
+	}
+}
+
+// The memory model.
+//
+// The tests before this look at what fn returned. Here callers, and the next fn, read what
+// fn wrote, and the race detector finds what nothing orders.
+
+func TestFnSynchronizesBeforeItsCallersAndTheNextCall(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		n := 0 // written by each fn
+		var ran [6]int
+		for i := range ran {
+			go func() {
+				for range 1000 {
+					v, _, _ := methods[i%3].call(g, "key", func() (any, error) { n++; ran[i]++; return &[]int{n}[0], nil })
+					check(t, "number of a run", *v.(*int) > 0, true)
+				}
+			}()
+		}
+		synctest.Wait()
+		check(t, "runs", n, ran[0]+ran[1]+ran[2]+ran[3]+ran[4]+ran[5])
+	})
+}
+
+// A call that panicked must not be the spare one, since its end still looks at it.
+func TestEndOfAPanicLeavesTheNextCallAlone(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		for range 100 {
+			for _, m := range []method{byDo, byDoContext} {
+				go new(result).observe(func() (any, error, bool) { return m.call(g, "key", panics(1)) })
+			}
+			synctest.Wait()
+		}
+	})
+}
+
+// What the collector frees.
+//
+// No result shows what stays reachable once a call has ended, or what is freed too early.
+
+// A tracker knows which of its objects have not been freed.
+type tracker struct{ names sync.Map }
+
+func track[T any](tr *tracker, p *T, name string) *T {
+	tr.names.Store(name, true)
+	runtime.AddCleanup(p, func(name string) { tr.names.Delete(name) }, name)
+	return p
+}
+
+// A tracked has a pointer in it, so that it shares its memory with no other object.
+type tracked struct{ name string }
+
+func (p *tracked) Error() string { return p.name }
+
+func (tr *tracker) new(name string) *tracked { return track(tr, &tracked{name}, name) }
+
+func (tr *tracker) context(ctx context.Context, name string) context.Context {
+	return context.WithValue(ctx, ctxKey{}, tr.new(name))
+}
+
+// collect lets the collector free what it can, up to so many times, and returns the names
+// of the other objects.
+func (tr *tracker) collect(times int) (names []string) {
+	for range times {
+		runtime.GC()
+		runtime.Gosched()
+		names = nil
+		tr.names.Range(func(name, _ any) bool { names = append(names, name.(string)); return true })
+		if names == nil {
+			break
+		}
+	}
+	return names
+}
+
+func nodeOf(fnCtx context.Context) *node { return fnCtx.Value(nodeKey{}).(*node) }
+
+func TestNothingOfAnEndedCallIsReachable(t *testing.T) {
+	var tr tracker
+	var retained []any // the Groups, and the contexts of some fns
+	for _, fate := range []string{"unjoined", "joined", "forgotten", "given up"} {
+		for how, end := range map[string]func(v *tracked) func() (any, error){
+			"returns": func(v *tracked) func() (any, error) { return returns(v, v) },
+			"panics":  func(v *tracked) func() (any, error) { return panics(v) },
+			"exits":   func(*tracked) func() (any, error) { return exits },
+		} {
+			forEach(t, methods, func(t *testing.T, g *Group, m method) {
+				if how == "panics" && m == byDoChan || fate == "given up" && (how == "panics" || m != byDoContext) {
+					return
+				}
+				name := fmt.Sprintf("%s %s, %s: ", m, how, fate)
+				key := strings.Repeat(name, 4)
+				track(&tr, unsafe.StringData(key), name+"key")
+				edit(g, key, func(s *stripe, _ *call) { s.spare = nil }) // this call becomes the spare one, if any
+				ctx, cancel := withCancel(t.Context())
+				if how != "returns" { // or else fn's context is retained, and this one with it
+					ctx = tr.context(ctx, name+"context")
+				}
+				f, _ := m.leadWith(t, ctx, g, key)
+				track(&tr, f, name+"fn")
+				if m == byDoContext {
+					nested := tr.new(name + "value of a nested call")
+					goCall(func() (any, error, bool) {
+						return g.DoContext(f.ctx, "nested", func(context.Context) (any, error) { return nested, nil })
+					})
+					check(t, name+"room for waits", cap(nodeOf(f.ctx).waits), 0)
+				}
+				if how == "returns" {
+					retained = append(retained, f.ctx)
+				}
+				switch leaver, leave := withCancel(t.Context()); fate {
+				case "joined":
+					joinContext(tr.context(leaver, name+"leaver's context"), g, key)
+					joinContext(tr.context(t.Context(), name+"joiner's context"), g, key)
+					leave()
+					if how != "panics" {
+						g.DoChan(key, nil) // the channel has the value in the end
+					}
+				case "forgotten":
+					g.Forget(key)
+				case "given up":
+					cancel()
+				}
+				retained = append(retained, g)
+				f.ends(end(tr.new(name + "value")))
+			})
+		}
+	}
+	if names := tr.collect(100); names != nil {
+		t.Errorf("still reachable: %q", names)
+	}
+	runtime.KeepAlive(retained)
+}
+
+func TestGroupIsReachableWhileACallIsInFlight(t *testing.T) {
+	for _, fate := range []string{"joinable", "forgotten", "given up"} {
+		forEach(t, methods, func(t *testing.T, _ *Group, m method) {
+			var tr tracker
+			owner := track(&tr, &struct {
+				resource *tracked
+				group    Group
+			}{resource: tr.new("resource")}, "owner")
+			ctx, cancel := withCancel(t.Context())
+			f, _ := m.leadWith(t, ctx, &owner.group, "key")
+			switch fate {
+			case "forgotten":
+				owner.group.Forget("key")
+			case "given up":
+				cancel()
+			}
+			owner = nil
+			check(t, fate+": objects reachable while fn runs", len(tr.collect(3)), 2)
+			f.returns(nil, nil)
+			check(t, fate+": objects reachable in the end", len(tr.collect(100)), 0)
+		})
+	}
+}
+
+// The graph of waits.
+//
+// The tests before this nest a few calls. Here are large graphs and callers that meet. This
+// finds wrong levels, and where more is searched or locked than necessary.
+
+func TestLinkAgreesWithASearch(t *testing.T) {
+	r := rand.New(rand.NewPCG(0, 0))
+	for i := range 50 {
+		nodes := make([]*node, 2+i)
+		for i := range nodes {
+			nodes[i] = new(node)
+		}
+		all := slices.Clone(nodes)
+		var edges []*edge
+		visited := make(map[*node]bool)
+		var reaches func(from, to *node) bool // without levels
+		reaches = func(from, to *node) bool {
+			if from == to || visited[from] || from.ended.Load() {
+				return from == to
+			}
+			visited[from] = true
+			return slices.ContainsFunc(edges, func(e *edge) bool { return e.from == from && reaches(e.to, to) })
+		}
+		for range 400 {
+			n := r.IntN(len(nodes))
+			switch op := r.IntN(40); {
+			case op == 0:
+				nodes[n].ended.Store(true)
+			case op == 1: // the next call of the key
+				nodes[n] = new(node)
+				all = append(all, nodes[n])
+			case op < 8 && len(edges) > 0:
+				i := r.IntN(len(edges))
+				edges[i].unlink()
+				if w := edges[i].from.waits; w != nil {
+					check(t, "edge beyond the last", w[:cap(w)][len(w)], nil)
+				}
+				edges = slices.Delete(edges, i, i+1)
+			default:
+				outer, x := nodes[n], nodes[r.IntN(len(nodes))]
+				if i%2 == 0 { // in layers of four
+					x = nodes[(n-n%4+4+r.IntN(4))%len(nodes)]
+				}
+				clear(visited)
+				ended := outer.ended.Load()
+				want := ended || !reaches(x, outer)
+				e, ok := outer.link(x)
+				if ok != want || (e != nil) != (want && !ended) {
+					t.Fatalf("link: got %v, %t, want %t", e, ok, want)
+				}
+				if e != nil {
+					edges = append(edges, e)
+				}
+			}
+			for _, e := range edges {
+				if e.from.level >= e.to.level && !e.from.ended.Load() && !e.to.ended.Load() {
+					t.Fatalf("an edge from level %d to %d", e.from.level, e.to.level)
+				}
+			}
+		}
+		for _, e := range edges {
+			e.unlink()
+		}
+		for _, n := range all {
+			check(t, "edges in the end, and room for them", [2]int{n.waiters, cap(n.waits)}, [2]int{0, 0})
+		}
+	}
+}
+
+func TestLinkRefusesOneCallerOfACycle(t *testing.T) {
+	for i := range 2000 {
+		nodes := make([]node, 2+i%3)
+		edges := make(chan *edge, len(nodes))
+		var wg sync.WaitGroup
+		for i := range nodes {
+			wg.Go(func() { e, _ := nodes[i].link(&nodes[(i+1)%len(nodes)]); edges <- e })
+		}
+		wg.Wait()
+		refused := 0
+		for range nodes {
+			if e := <-edges; e == nil {
+				refused++
+			} else {
+				wg.Go(e.unlink)
+			}
+		}
+		wg.Wait()
+		check(t, "callers that are refused", refused, 1)
+	}
+}
+
+// In any other order than that of the levels, this takes a minute, and the bubble gives up.
+func TestLinkRaisesEachCallOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		nodes := make([]node, 20_000)
+		for i := range nodes {
+			for step := min(512, len(nodes)-1-i); step > 0; step /= 2 { // the farthest first
+				nodes[i].link(&nodes[i+step])
+			}
+		}
+		(&node{level: 100_000, waiters: 1}).link(&nodes[0])
+		for i := range nodes {
+			check(t, "level", nodes[i].level, int64(100_001+i))
+		}
+	})
+}
+
+func TestLinkVisitsOnlyWhatItMust(t *testing.T) {
+	var nodes []*node
+	within := func(outer *node) *node { // a call that starts within the fn of outer
+		n := new(node)
+		nodes = append(nodes, n)
+		outer.link(n)
+		return n
+	}
+	hub := within(new(node))
+	for range 2000 {
+		for n, i := within(hub), 0; i < 10; i++ {
+			within(n)
+		}
+	}
+	above := &node{level: 100, waiters: 1} // with a caller in an fn, so that it does not go down
+	above.link(hub)
+	n := within(new(node))
+	for _, c := range []struct {
+		name     string
+		from, to *node
+		want     int
+	}{
+		{"a new call within the hub", hub, new(node), 0},
+		{"a call that waits for the hub", n, hub, 0},
+		{"another that waits for that call", &node{level: 5, waiters: 1}, n, 1},
+	} {
+		before, levels, visits := searches, make(map[*node]int64), 0
+		for _, n := range nodes {
+			levels[n] = n.level
+		}
+		_, ok := c.from.link(c.to)
+		check(t, "link of "+c.name, ok, true)
+		for _, n := range nodes {
+			if n.search > before || n.level > levels[n] {
+				visits++
+			}
+		}
+		check(t, "calls raised for "+c.name, visits, c.want)
+	}
+}
+
+// A call has ended, but its callers have not been woken: they wait for it no longer.
+func TestErrRecursiveNotThroughACallThatHasEnded(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		a, _ := byDoContext.lead(t, g, "a")
+		b, _ := byDoContext.lead(t, g, "b")
+		joinContext(b.ctx, g, "a")
+		wake := make(chan bool)
+		edit(g, "a", func(_ *stripe, c *call) { cancel := c.cancel; c.cancel = func() { <-wake; cancel() } })
+		late := context.WithoutCancel(a.ctx)
+		a.returns(1, nil)
+		joiner := joinContext(late, g, "b")
+		wantWaiting(t, joiner)
+		close(wake)
+		b.returns(2, nil)
+		wantReturn(t, 2, nil, true, joiner)
+	})
+}
+
+// When the last caller leaves and fn learns of it, fn may ask for the call that was waiting.
+func TestErrRecursiveNotOnceFnIsCanceled(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		outer, _ := byDoContext.lead(t, g, "outer")
+		ctx, leave := withCancel(outer.ctx)
+		nested, leaver := byDoContext.leadWith(t, ctx, g, "nested")
+		canceled := 0
+		edit(g, "nested", func(s *stripe, c *call) {
+			c.cancel = func() {
+				canceled++
+				s.checkUnlocked(t)
+				check(t, "waits of the outer call", len(nodeOf(outer.ctx).waits), 0)
+			}
+		})
+		leave()
+		wantReturn(t, nil, context.Canceled, false, leaver)
+		check(t, "times that fn was canceled", canceled, 1)
+		nested.returns(nil, nil)
+	})
+}
+
+func TestGraphIsLockedByNestedCallersAlone(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		outer, _ := byDoContext.lead(t, g, "outer")
+		graph.Lock() // so that who locks it does not return
+		ctx, cancel := withCancel(t.Context())
+		f, leader := byDoContext.lead(t, g, "key")
+		joiner, leaver := joinContext(t.Context(), g, "key"), joinContext(ctx, g, "key")
+		cancel()
+		f.returns(1, nil)
+		wantReturn(t, 1, nil, true, leader, joiner)
+		wantReturn(t, nil, context.Canceled, false, leaver)
+		// A nested caller waits for the graph without the mutex of the stripe.
+		go g.DoContext(outer.ctx, "key", returnsNil)
+		for waiting := false; !waiting; runtime.Gosched() {
+			edit(g, "key", func(_ *stripe, c *call) { waiting = c != nil })
+		}
+		graph.Unlock()
+	})
+}
+
+// Bubbles.
+//
+// The tests before this have a Group in each bubble. Here one Group goes from bubble to bubble
+// and takes the spare call along, and a call has callers on both sides of a bubble's edge.
+
+var bubbled Group
+
+func results(v any, err error, shared bool) Result { return Result{v, err, shared} }
+
+func useBubbled(t *testing.T) {
+	for _, m := range methods {
+		check(t, "result of "+string(m), results(m.call(&bubbled, "key", returns(1, io.EOF))), Result{1, io.EOF, false})
+		var ch <-chan Result
+		joined := func() (any, error) { ch = bubbled.DoChan("key", nil); return 2, nil }
+		check(t, "joined result of "+string(m), results(m.call(&bubbled, "key", joined)), Result{2, nil, true})
+		check(t, "result of the joiner", <-ch, Result{2, nil, true})
+	}
+}
+
+// waitsInDo reports whether a goroutine is blocked in Do. synctest does not tell if a call on
+// the other side of a bubble's edge blocks it.
+func waitsInDo() bool {
+	buf := make([]byte, 1<<20)
+	for trace := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		if strings.Contains(trace, "sync.runtime_SemacquireWaitGroup(") && strings.Contains(trace, ".(*Group).Do(") {
+			return true
+		}
+	}
+	return false
+}
+
+func TestBubblesMayShareAGroupAndACallOfDo(t *testing.T) {
+	outside := func(t *testing.T, f func(*testing.T)) { f(t) }
+	for _, sides := range [][2]func(*testing.T, func(*testing.T)){{bubble, outside}, {outside, bubble}, {bubble, bubble}} {
+		for _, late := range []bool{false, true} {
+			started, end, ended := make(chan bool), make(chan bool), make(chan bool)
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				sides[0](t, func(t *testing.T) {
+					fn := func() (any, error) { close(started); <-end; return 1, io.EOF }
+					check(t, "leader", results(bubbled.Do("key", fn)), Result{1, io.EOF, true})
+				})
+				close(ended)
+			})
+			<-started
+			wg.Go(func() {
+				sides[1](t, func(t *testing.T) {
+					if !late {
+						check(t, "joiner", results(bubbled.Do("key", nil)), Result{1, io.EOF, true})
+						return
+					}
+					// As Do does it. The call ends between joining and waiting.
+					s, c, joined := bubbled.joinOrInsert("key")
+					s.mu.Unlock()
+					close(end)
+					<-ended
+					c.wg.Wait()
+					v, err := outcome{c.how, c.val, c.err}.result()
+					check(t, "late joiner", Result{v, err, joined}, Result{1, io.EOF, true})
+				})
+			})
+			if !late {
+				for !waitsInDo() { // the bubble fails if none ever does
+					runtime.Gosched()
+				}
+				close(end)
+			}
+			wg.Wait()
+			bubble(t, useBubbled)
+			bubble(t, useBubbled)
+			useBubbled(t)
+		}
+	}
+}
+
+// Crashes.
+//
+// Only a process that dies shows that no recover stops a panic, and what is printed.
+
+const crashEnv = "SINGLEFLIGHT_TEST_CRASH"
+
+// crash runs the test again in a process that has crashEnv, and returns its output.
+func crash(t *testing.T) string {
+	t.Helper()
+	if runtime.GOOS == "js" || runtime.GOOS == "wasip1" {
+		t.Skipf("%s has no processes", runtime.GOOS)
+	}
+	name := "^" + strings.ReplaceAll(regexp.QuoteMeta(t.Name()), "/", "$/^") + "$"
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run="+name, "-test.timeout=30s")
+	// With a second processor, the process can die before fn's goroutine has come to rest, and
+	// then its stack is not in the dump.
+	cmd.Env = append(os.Environ(), crashEnv+"=1", "GOTRACEBACK=all", "GOMAXPROCS=1", "GORACE=atexit_sleep_ms=0")
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 2 || !bytes.Contains(out, []byte("panic: last words\n")) || bytes.Contains(out, []byte("FAIL")) {
+		t.Errorf("the process did not crash as it should: %v\n%s", err, out)
+	}
+	return string(out)
+}
+
+func TestSeedIsAnotherInEachProcess(t *testing.T) {
+	hash := fmt.Sprintln("hash", maphash.Comparable(seed, "key"))
+	if os.Getenv(crashEnv) != "" {
+		fmt.Print(hash)
+		go panic("last words")
+		select {}
+	}
+	out := crash(t)
+	check(t, "another hash: "+out, strings.Contains(out, "hash ") && !strings.Contains(out, hash), true)
+}
+
+// lastWords is a panic value that says what happens when it is printed.
+type lastWords func() string
+
+func (l lastWords) Error() string { return l() }
+
+func TestCrash(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		leader method
+		left   bool
+	}{
+		{"if DoChan started the call", byDoChan, false},
+		{"if DoChan joined a call of Do", byDo, false},
+		{"if DoChan joined a call of DoContext", byDoContext, false},
+		{"if every caller has left", byDoContext, true},
+	} {
+		ok := t.Run(c.name, func(t *testing.T) {
+			if os.Getenv(crashEnv) == "" {
+				out, traces := crash(t), 0
+				check(t, "the output has fn's stack", strings.Contains(out, ".TestCrash."), true)
+				for trace := range strings.SplitSeq(out, "\n\n") {
+					if strings.HasPrefix(trace, "goroutine ") && strings.Contains(trace, ".doCall(") {
+						traces++
+					}
+				}
+				check(t, "goroutines of fn in the dump", traces, 1)
+				return
+			}
+			inBubble(t, func(t *testing.T, g *Group) {
+				ctx, cancel := withCancel(t.Context())
+				f, leader := c.leader.leadWith(t, ctx, g, "key")
+				var waiting []*result
+				if c.left {
+					cancel()
+				} else {
+					waiting = []*result{leader, byDo.join(g, "key"), byDoChan.join(g, "key"), byDoContext.join(g, "key")}
+				}
+				over := make(chan bool)
+				f.ends(panics(lastWords(func() string {
+					<-over
+					g.Forget("key") // no lock is held
+					g.Do("key", returns(nil, nil))
+					return "last words"
+				})))
+				wantWaiting(t, waiting...) // one that recovered could end the process
+				if t.Failed() {
+					fmt.Println("FAIL") // which nothing else prints when the process crashes
+				}
+				close(over)
+				synctest.Wait()
+			})
+		})
+		if !ok {
+			break // the others may take as long to fail
+		}
+	}
+}
+
+// Allocations.
+//
+// No result shows what a call costs.
+
+func TestAllocations(t *testing.T) {
+	var g Group
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	groups, fn := make([]Group, 201), returns(new(int), nil)
+	for i := range stripes { // each has been used
+		s := &stripes[i].stripe
+		s.mu.Lock()
+		s.spare = new(call)
+		s.resize(minSlots)
+		s.mu.Unlock()
+	}
+	for _, c := range []struct {
+		name string
+		want float64
+		f    func()
+	}{
+		{"Do", 0, func() { g.Do("key", fn) }},
+		{"the first Do of a Group", 0, func() { groups[0].Do("key", fn); groups = groups[1:] }},
+		{"Do[*int]", 0, func() { Do(&g, "key", func() (*int, error) { return nil, nil }) }},
+		{"Forget and ForgetUnshared", 0, func() { g.Forget("key"); g.ForgetUnshared("key") }},
+		{"DoChan", 4, func() { <-g.DoChan("key", fn) }},
+		{"DoContext", 6, func() { g.DoContext(ctx, "key", returnsNil) }},
+		{"DoContext whose fn looks at its context", 6, func() {
+			g.DoContext(ctx, "key", func(ctx context.Context) (any, error) { return nil, context.Cause(ctx) })
+		}},
+	} {
+		if n := testing.AllocsPerRun(200, c.f); n > c.want {
+			t.Errorf("%s: %v allocations, want at most %v", c.name, n, c.want)
+		}
+	}
+	g.DoContext(ctx, "key", func(ctx context.Context) (any, error) {
+		check(t, "allocations to join, before a caller of Do waits", testing.AllocsPerRun(200, func() {
+			s, _, _ := g.joinOrInsert("key")
+			s.mu.Unlock()
+		}), 0)
+		check(t, "allocations to join by DoChan, a channel", testing.AllocsPerRun(200, func() { g.DoChan("key", nil) }), 2)
+		check(t, "allocations to be refused", testing.AllocsPerRun(200, func() { g.DoContext(ctx, "key", nil) }), 0)
+		return nil, nil
+	})
+}
+
+func TestSizes(t *testing.T) {
+	check(t, "bytes of a Group", unsafe.Sizeof(Group{}), 8)
+	check(t, "a stripe's bytes beyond cache lines", unsafe.Sizeof(stripes[0])%128, 0)
+	check(t, "a call has at most 128 bytes", unsafe.Sizeof(call{}) <= 128, true)
+}
+
+// The table, and what runs without its locks.
+//
+// In the tests before this, few hashes collide, and no test looks at a lock while it is held.
+
+// checkTable checks that find finds each call, and that the table is neither too full nor
+// too large. The mutex must be held, if others know s.
+func (s *stripe) checkTable(t *testing.T) {
 	t.Helper()
 	n := 0
 	for _, x := range s.slots {
@@ -293,2507 +2167,231 @@ func (s *stripe) sound(t *testing.T) {
 			continue
 		}
 		n++
-		if x.hash != x.call.hash || s.find(x.hash, x.call.group, x.call.key) != x.call {
+		if x.hash != x.call.hash || s.find(x.hash, x.call.key) != x.call {
 			t.Fatalf("the call of %q is not found", x.call.key)
 		}
 	}
 	check(t, "number of calls", s.n, n)
-	size := len(s.slots)
-	if 4*n > 3*size || size&(size-1) != 0 || size > minSlots && 4*n < size {
+	if size := len(s.slots); 4*n > 3*size || size&(size-1) != 0 || size > minSlots && 4*n < size || size > 0 && size < minSlots {
 		t.Fatalf("%d calls in %d slots", n, size)
 	}
 }
 
-// inFlight checks all stripes, and returns the number of calls in them.
+func TestTableAgreesWithAMap(t *testing.T) {
+	r := rand.New(rand.NewPCG(0, 0))
+	var s stripe
+	calls, removed := make(map[string]*call), []*call{new(call)}
+	for i := range 1500 {
+		n := r.IntN(150)
+		key, hash := strconv.Itoa(n), (uint64(n%7)-3)<<24+uint64(n%3) // few slots, at both ends
+		check(t, "the call", s.find(hash, key), calls[key])
+		switch c := calls[key]; {
+		case c == nil && r.IntN(10) > i/150%2*8: // more come than go, and then the reverse
+			calls[key] = s.insert(hash, key)
+		case c != nil && r.IntN(10) < i/150%2*8+1:
+			s.remove(c)
+			delete(calls, key)
+			removed = append(removed, c)
+		case s.slots != nil:
+			s.remove(removed[r.IntN(len(removed))]) // does nothing
+		}
+		check(t, "calls", s.n, len(calls))
+		s.checkTable(t)
+	}
+}
+
+func TestTableSpreadsKeysAndGroups(t *testing.T) {
+	const n = 20_000
+	var g Group
+	groups := make([]Group, n)
+	for name, join := range map[string]func(i int) (*stripe, *call, bool){
+		"keys of one Group": func(i int) (*stripe, *call, bool) { return g.joinOrInsert(strconv.Itoa(i)) },
+		"one key of Groups": func(i int) (*stripe, *call, bool) { return groups[i].joinOrInsert("key") },
+	} {
+		copies := make(map[*stripe]*stripe)
+		for i := range n {
+			s, c, _ := join(i)
+			s.remove(c)
+			s.mu.Unlock()
+			if copies[s] == nil {
+				copies[s] = new(stripe)
+			}
+			copies[s].insert(c.hash, c.key)
+		}
+		most, probes := 0, 0
+		for _, s := range copies {
+			most = max(most, s.n)
+			for i, x := range s.slots {
+				if x.call != nil {
+					probes += (i - home(x.hash)) & (len(s.slots) - 1)
+				}
+			}
+		}
+		if most > 2*n/len(stripes) || probes > 2*n {
+			t.Errorf("%s: up to %d calls in a stripe, %d probes for %d", name, most, probes, n)
+		}
+	}
+}
+
+func TestCallersAreAnsweredUnderNoLock(t *testing.T) {
+	forEach(t, methods, func(t *testing.T, g *Group, m method) {
+		ctx, cancel := withCancel(t.Context())
+		f, leader := m.lead(t, g, "key")
+		joiner, leaver := byDo.join(g, "key"), joinContext(ctx, g, "key")
+		// Have the end of the call stop at each thing that it does for its callers.
+		var canceled atomic.Bool
+		stop, ch := make(chan bool), make(chan Result)
+		s, ending := g.lookup("key")
+		end := ending.cancel
+		ending.cancel = func() { <-stop; end(); canceled.Store(true) }
+		ending.wg.Add(1)
+		ending.readers = append(ending.readers, ch)
+		s.mu.Unlock()
+		look := func(what string) {
+			t.Helper()
+			s.checkUnlocked(t)
+			edit(g, "key", func(_ *stripe, c *call) { check(t, "call to join while the end "+what, c, nil) })
+		}
+		f.returns(1, nil)
+		look("cancels")
+		cancel() // too late
+		wantWaiting(t, leader, joiner, leaver)
+		close(stop)
+		synctest.Wait()
+		look("wakes")
+		check(t, "fn's context has been canceled", canceled.Load(), true)
+		ending.wg.Done()
+		synctest.Wait()
+		look("sends")
+		wantReturn(t, 1, nil, true, joiner, leaver)
+		<-ch
+		synctest.Wait()
+		wantReturn(t, 1, nil, true, leader)
+	})
+}
+
+func TestPanicIsRaisedByFnIfTheLastCallerHasLeft(t *testing.T) {
+	for range 2000 { // at the same time
+		s, c, _ := new(Group).joinOrInsert("key")
+		c.node, c.cancel = new(node), func() {}
+		var left bool
+		var end result
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			end.observe(func() (any, error, bool) { return nil, nil, c.end(&outcome{how: panicked, err: io.EOF}) })
+		})
+		wg.Go(func() { left = c.leave() })
+		runtime.Gosched() // until both wait for the mutex
+		s.mu.Unlock()
+		wg.Wait()
+		check(t, "the end of the call panics, as its caller has left", end.how == "panicked", left)
+	}
+}
+
+// inFlight checks all stripes, and returns how many calls can be joined.
 func inFlight(t *testing.T) (n int) {
 	t.Helper()
 	for i := range stripes {
 		s := &stripes[i].stripe
 		s.mu.Lock()
-		s.sound(t)
+		s.checkTable(t)
 		n += s.n
 		s.mu.Unlock()
 	}
 	return n
 }
 
-const childEnv = "SINGLEFLIGHT_TEST_CHILD"
-
-// inChild reports whether the test runs in a process that child has started.
-func inChild() bool { return os.Getenv(childEnv) != "" }
-
-// child runs this very test again in a process of its own, and returns what that
-// printed and its exit code.
-func child(t *testing.T, env ...string) (output string, code int) {
-	t.Helper()
-	if runtime.GOOS == "js" || runtime.GOOS == "wasip1" {
-		t.Skipf("%s cannot start processes", runtime.GOOS)
-	}
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	name := "^" + strings.ReplaceAll(regexp.QuoteMeta(t.Name()), "/", "$/^") + "$"
-	cmd := exec.CommandContext(ctx, exe, "-test.run="+name)
-	cmd.Env = append(append(os.Environ(), childEnv+"=1", "GORACE=atexit_sleep_ms=0"), env...)
-	out, err := cmd.CombinedOutput()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Fatal(err)
-	}
-	return string(out), cmd.ProcessState.ExitCode()
-}
-
-// contains checks that every one of wanted is in output.
-func contains(t *testing.T, output string, wanted ...string) {
-	t.Helper()
-	for _, w := range wanted {
-		if !strings.Contains(output, w) {
-			t.Errorf("%q is not in the output:\n%s", w, output)
-		}
-	}
-}
-
-// A model is what the package promises, as a sequential state machine: a second
-// statement of it, which shares nothing with the first but the names of its errors.
-// Callers are numbered. Call i is the one that caller i has started.
-type model struct {
-	callers []modelCaller
-	calls   []modelCall // as many
-	variant int         // of what fns return
-	untied  bool        // no caller's context ends when an fn does
-	inTurn  bool        // of two steps at once, the first one comes first
-}
-
-type modelCaller struct {
-	way     way
-	call    int  // that it waits or has waited for
-	carries int  // the call whose fn's context its own has the values of
-	tied    bool // and is canceled with
-	answer  answer
-}
-
-type modelCall struct {
-	started  bool
-	key      int
-	joinable bool
-	shared   bool // joined, perhaps by one who has left
-	ended    bool
-	canceled bool // fn's context, if it has one
-}
-
-// none is the number of no call.
-const none = -1
-
-// A token stands for a value or an error of a call or a caller.
-type token struct {
-	what string
-	n    int
-}
-
-func (t token) Error() string { return fmt.Sprintf("the %s of %d", t.what, t.n) }
-
-// ask has caller i ask for key.
-func (m *model) ask(i, key int, c modelCaller) {
-	x := m.joinable(key)
-	switch {
-	case c.tied && m.calls[c.carries].canceled:
-		m.refuse(i, c, token{"context", i})
-		return
-	case c.carries != none && x != none && m.waitsFor(x, c.carries):
-		m.refuse(i, c, ErrRecursive)
-		return
-	case x != none:
-		m.calls[x].shared = true
-	default:
-		x = i
-		m.calls[x] = modelCall{started: true, key: key, joinable: true}
-	}
-	c.call, c.answer.how = x, waits
-	m.callers[i] = c
-}
-
-// refuse answers a caller who neither starts nor joins a call.
-func (m *model) refuse(i int, c modelCaller, err error) {
-	c.call, c.answer = none, answer{how: didReturn, err: err}
-	m.callers[i] = c
-}
-
-// joinable returns the call that the next caller with this key joins.
-func (m *model) joinable(key int) int {
-	return slices.IndexFunc(m.calls, func(c modelCall) bool { return c.joinable && c.key == key })
-}
-
-// waiting returns the callers who wait for call x.
-func (m *model) waiting(x int) (callers []int) {
-	for i, c := range m.callers {
-		if c.call == x && c.answer.how == waits {
-			callers = append(callers, i)
-		}
-	}
-	return callers
-}
-
-// waitsFor reports whether call x is y or waits for it, be it through others.
-func (m *model) waitsFor(x, y int) bool {
-	return x == y || slices.ContainsFunc(m.callers, func(c modelCaller) bool {
-		return c.carries == x && c.answer.how == waits && m.waitsFor(c.call, y)
-	})
-}
-
-// end ends call x. Who holds a channel gets an answer of its own.
-func (m *model) end(x int, a, onChannel answer) {
-	call := &m.calls[x]
-	call.joinable, call.ended = false, true
-	for _, i := range m.waiting(x) {
-		c := &m.callers[i]
-		c.answer = a
-		if c.way == byDoChan {
-			c.answer = onChannel
-		}
-		c.answer.shared = call.shared && c.answer.how == didReturn
-	}
-	m.cancel(x)
-}
-
-// crashes reports whether a step kills the process, because fn panics and there is
-// somebody who cannot be told, or nobody who can.
-func (m *model) crashes(s step) bool {
-	if s.op != opPanic {
-		return false
-	}
-	waiting := m.waiting(s.n)
-	return len(waiting) == 0 || slices.ContainsFunc(waiting, func(i int) bool { return m.callers[i].way == byDoChan })
-}
-
-// leave has caller i leave its call, if it still waits.
-func (m *model) leave(i int) {
-	c := &m.callers[i]
-	if c.answer.how != waits {
-		return
-	}
-	c.answer = answer{how: didReturn, err: token{"context", i}}
-	if len(m.waiting(c.call)) == 0 {
-		m.calls[c.call].joinable = false
-		m.cancel(c.call)
-	}
-}
-
-// cancel cancels the context of call x's fn, and with it those that descend from it.
-func (m *model) cancel(x int) {
-	m.calls[x].canceled = true
-	for i, c := range m.callers {
-		if c.carries == x && c.tied {
-			m.leave(i)
-		}
-	}
-}
-
-func (m *model) forget(key int) {
-	if x := m.joinable(key); x != none {
-		m.calls[x].joinable = false
-	}
-}
-
-func (m *model) forgetUnshared(key int) bool {
-	if x := m.joinable(key); x != none && m.calls[x].shared {
-		return false
-	}
-	m.forget(key)
-	return true
-}
-
-// results returns what fn returns in call x: a value, an error, or both. These are
-// alike, so a schedule does not say which.
-func (m *model) results(x int) (val any, err error) {
-	variant := (m.variant + x) % 3
-	if variant != 0 {
-		val = token{"value", x}
-	}
-	if variant != 1 {
-		err = token{"error", x}
-	}
-	return val, err
-}
-
-// take takes a step.
-func (m *model) take(s step) {
-	switch s.op {
-	case opDo:
-		m.ask(s.caller, s.key, modelCaller{way: byDo, carries: none})
-	case opDoChan:
-		m.ask(s.caller, s.key, modelCaller{way: byDoChan, carries: none})
-	case opDoContext:
-		m.ask(s.caller, s.key, modelCaller{way: byDoContext, carries: none})
-	case opDoContextLate:
-		m.refuse(s.caller, modelCaller{way: byDoContext, carries: none}, token{"context", s.caller})
-	case opDoContextWithin:
-		m.ask(s.caller, s.key, modelCaller{way: byDoContext, carries: s.n, tied: true})
-	case opDoContextBeside:
-		m.ask(s.caller, s.key, modelCaller{way: byDoContext, carries: s.n})
-	case opForgetUnshared:
-		a := answer{how: didReturn, val: m.forgetUnshared(s.key)}
-		m.callers[s.caller] = modelCaller{way: byForgetUnshared, call: none, carries: none, answer: a}
-	case opForget:
-		m.forget(s.key)
-	case opCancel:
-		m.leave(s.n)
-	case opReturn:
-		val, err := m.results(s.n)
-		a := answer{how: didReturn, val: val, err: err}
-		m.end(s.n, a, a)
-	case opPanic:
-		m.end(s.n, answer{how: didPanic, val: token{"panic", s.n}}, answer{})
-	case opExit:
-		m.end(s.n, answer{how: didExit}, answer{how: didReturn, err: ErrGoexit})
-	}
-}
-
-// after returns a copy of m that has taken these steps.
-func (m *model) after(steps ...step) *model {
-	m = &model{slices.Clone(m.callers), slices.Clone(m.calls), m.variant, m.untied, m.inTurn}
-	for _, s := range steps {
-		for len(m.callers) <= s.caller {
-			m.callers = append(m.callers, modelCaller{call: none, carries: none})
-			m.calls = append(m.calls, modelCall{})
-		}
-	}
-	for _, s := range steps {
-		m.take(s)
-	}
-	return m
-}
-
-// A step is one thing that is done to the Groups.
-type step struct {
-	op     op
-	key    int // that a caller asks for, or to forget
-	n      int // the call to end, or that a caller's context carries; the caller to cancel
-	caller int // the number of the caller who comes, or none
-}
-
-type op string
-
-const (
-	opDo              op = "Do"
-	opDoChan          op = "DoChan"
-	opDoContext       op = "DoContext"
-	opDoContextLate   op = "DoContext too late" // with a context that is done
-	opDoContextWithin op = "DoContext within"   // with one that descends from that of call n's fn
-	opDoContextBeside op = "DoContext beside"   // with one that only has its values
-	opForgetUnshared  op = "ForgetUnshared"
-	opForget          op = "Forget"
-	opCancel          op = "cancel"
-	opReturn          op = "return"
-	opPanic           op = "panic"
-	opExit            op = "exit"
-)
-
-// ends reports whether a step ends call n.
-func (s step) ends() bool { return s.op == opReturn || s.op == opPanic || s.op == opExit }
-
-func (s step) String() string {
-	return fmt.Sprintf("%d: %s(key %d, of %d)", s.caller, s.op, s.key, s.n)
-}
-
-// next lists the steps that can follow, with so many keys at most. Unless all are
-// wanted, steps that are alike are listed once: by callers who wait for the same call,
-// having joined it in the same way, or with contexts that only differ in whether they
-// end when an fn does. Keys that nobody has asked for are always alike.
-func (m *model) next(keys int, all bool) (steps []step) {
-	seen := 0
-	for _, c := range m.calls {
-		if c.started {
-			seen = max(seen, c.key+1)
-		}
-	}
-	i := len(m.callers)
-	for key := range min(keys, seen+1) {
-		for _, op := range []op{opDo, opDoChan, opDoContext, opDoContextLate} {
-			if op != opDoContextLate || !m.inTurn { // which takes no mutex
-				steps = append(steps, step{op, key, 0, i})
-			}
-		}
-		for x, c := range m.calls {
-			if !c.started || m.callers[x].way != byDoContext {
-				continue
-			}
-			if !m.untied && (all || !c.canceled) {
-				steps = append(steps, step{opDoContextWithin, key, x, i})
-			}
-			if m.untied || all {
-				steps = append(steps, step{opDoContextBeside, key, x, i})
-			}
-		}
-		steps = append(steps, step{opForgetUnshared, key, 0, i}, step{opForget, key, 0, none})
-	}
-	for x, c := range m.calls {
-		if c.started && !c.ended {
-			steps = append(steps, step{opReturn, 0, x, none}, step{opPanic, 0, x, none}, step{opExit, 0, x, none})
-		}
-	}
-	type role struct {
-		modelCaller
-		starts bool
-	}
-	var listed []role
-	for i, c := range m.callers {
-		if c.way != byDoContext || !all && c.answer.how != waits {
-			continue
-		}
-		r := role{c, c.call == i}
-		if all || !slices.Contains(listed, r) {
-			steps = append(steps, step{opCancel, 0, i, none})
-			listed = append(listed, r)
-		}
-	}
-	return steps
-}
-
-// extend visits all schedules that begin with s, up to a length. It tells of those that
-// cannot go on, since they are that long, since the last step kills the process, or
-// since that is only a caller who leaves no trace. m is the state before the last step.
-func (m *model) extend(s []step, length, keys int, visit func(m *model, s []step, ends bool)) {
-	last := s[len(s)-1]
-	ends := len(s) == length || m.crashes(last) || last.op == opDoContextLate
-	visit(m, s, ends)
-	if ends {
-		return
-	}
-	m = m.after(last)
-	for _, step := range m.next(keys, false) {
-		m.extend(append(s, step), length, keys, visit)
-	}
-}
-
-// A player takes steps with Groups and with the model. It lives in a synctest bubble,
-// so it knows when steps have had all their effects: when all goroutines are blocked.
-type player struct {
-	t       *testing.T
-	places  []place
-	models  []*model // all that agree with what was seen
-	taken   [][]step
-	mu      sync.Mutex // guards the callers' answers, and what was run of theirs
-	callers []*playedCaller
-}
-
-type playedCaller struct {
-	cancel context.CancelFunc
-	runs   int             // of its own fn
-	ctx    context.Context // that fn was given
-	end    chan work       // how fn is to end
-	answer answer
-	raised any   // what it has recovered
-	over   []int // the calls whose fn's context was canceled when the answer came
-}
-
-// A playedContext differs from those of other callers in its error and a value, and
-// from that of fn in its deadline.
-type playedContext struct {
+// A hookContext calls a function with the name of each method that is called.
+type hookContext struct {
 	context.Context
-	caller int
+	hook func(method string)
 }
 
-type playedKey struct{}
+func (c hookContext) Done() <-chan struct{} { c.hook("Done"); return c.Context.Done() }
+func (c hookContext) Err() error            { c.hook("Err"); return c.Context.Err() }
+func (c hookContext) Value(key any) any     { c.hook("Value"); return c.Context.Value(key) }
 
-func (c playedContext) Deadline() (time.Time, bool) { return time.Time{}, true }
-
-func (c playedContext) Err() error {
-	if c.Context.Err() == nil {
-		return nil
-	}
-	return token{"context", c.caller}
-}
-
-func (c playedContext) Value(key any) any {
-	if key == (playedKey{}) {
-		return c.caller
-	}
-	return c.Context.Value(key)
-}
-
-// A place is what is a key to the model.
-type place struct {
-	group *Group
-	key   string
-}
-
-// newPlaces returns three places: two keys of a Group, and the first of them in another.
-// They share a stripe, so that their calls are next to each other, and use the same
-// memory again.
-func newPlaces() []place {
-	g := new(Group)
-	places := []place{{g, key}, {g, keysInOneStripe(g, key, 1)[0]}, {new(Group), key}}
-	for places[2].group.stripe(key) != g.stripe(key) {
-		places[2].group = new(Group)
-	}
-	return places
-}
-
-// play has do play in a bubble. Then it ends all calls that are left, and cancels all
-// contexts.
-func play(t *testing.T, places []place, m *model, do func(p *player)) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &player{t: t, places: places, models: []*model{m}}
-		do(p)
-		for x, c := range p.models[0].calls {
-			if c.started && !c.ended {
-				p.take(step{opReturn, 0, x, none})
-			}
+func TestContextsMethodsMayUseTheGroup(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		outer, _ := byDoContext.lead(t, g, "outer")
+		ctx, cancel := context.WithCancel(outer.ctx)
+		var uses atomic.Int32
+		use := func(string) {
+			uses.Add(1)
+			inFlight(t) // locks every stripe
+			g.DoContext(outer.ctx, "another", returnsNil)
 		}
-		for i, c := range p.models[0].callers {
-			if c.way == byDoContext {
-				p.take(step{opCancel, 0, i, none})
-			}
-		}
-		for key, at := range places {
-			with(at.group, at.key, func(c *call) {
-				if c != nil {
-					t.Fatalf("after %v: the table has a call of key %d", p.taken, key)
-				}
-			})
-		}
-	})
-}
-
-// take takes steps at once: in any order, as far as the package can tell. Then it
-// compares all that can be seen.
-func (p *player) take(steps ...step) {
-	p.taken = append(p.taken, steps)
-	var models []*model
-	for _, m := range p.models {
-		models = m.tryAfter(models, steps...)
-		if len(steps) == 2 && !m.inTurn {
-			models = m.tryAfter(models, steps[1], steps[0])
-		}
-	}
-	m := p.models[0].after(steps...)
-	for range len(m.callers) - len(p.callers) {
-		p.callers = append(p.callers, &playedCaller{end: make(chan work), answer: answer{how: waits}})
-	}
-	inTurn := m.inTurn && len(steps) == 2
-	stripe := p.places[0].group.stripe(p.places[0].key)
-	if inTurn {
-		stripe.mu.Lock()
-	}
-	for i, s := range steps {
-		p.start(m, s)
-		if inTurn {
-			eventually(p.t, "a goroutine at the mutex", func() bool { return len(goroutines("[sync.Mutex.Lock", "singleflight.")) > i })
-		}
-	}
-	if inTurn {
-		stripe.mu.Unlock()
-	}
-	synctest.Wait()
-	p.models = nil
-	var errs []error
-	for _, m := range models {
-		if err := p.compare(m); err != nil {
-			errs = append(errs, err)
-		} else {
-			p.models = append(p.models, m)
-		}
-	}
-	if p.models == nil {
-		p.t.Fatalf("after %v:\n%v\n(where no reason is given, the process should have died)", p.taken, errors.Join(errs...))
-	}
-}
-
-// tryAfter appends m.after(steps...) to models, unless one of the steps kills the
-// process or one of the models is the same.
-func (m *model) tryAfter(models []*model, steps ...step) []*model {
-	for i, s := range steps {
-		if m.after(steps[:i]...).crashes(s) {
-			return models
-		}
-	}
-	after := m.after(steps...)
-	if slices.ContainsFunc(models, func(m *model) bool {
-		return slices.Equal(m.callers, after.callers) && slices.Equal(m.calls, after.calls)
-	}) {
-		return models
-	}
-	return append(models, after)
-}
-
-// start starts a step, of which it does not see the end.
-func (p *player) start(m *model, s step) {
-	at := p.places[s.key]
-	switch s.op {
-	case opForgetUnshared:
-		go func() {
-			ok := at.group.ForgetUnshared(at.key)
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			p.callers[s.caller].answer = result(ok, nil, false)
-		}()
-	case opForget:
-		go at.group.Forget(at.key)
-	case opCancel:
-		p.callers[s.n].cancel()
-	case opReturn:
-		val, err := m.results(s.n)
-		p.callers[s.n].end <- returns(val, err)
-	case opPanic:
-		p.callers[s.n].end <- panics(token{"panic", s.n})
-	case opExit:
-		p.callers[s.n].end <- exits
-	default:
-		p.ask(s, at)
-	}
-}
-
-// ask has a caller ask.
-func (p *player) ask(s step, at place) {
-	c := p.callers[s.caller]
-	by, parent := byDoContext, context.Background()
-	switch s.op {
-	case opDo:
-		by = byDo
-	case opDoChan:
-		by = byDoChan
-	case opDoContextWithin:
-		parent = p.callers[s.n].ctx
-	case opDoContextBeside:
-		parent = context.WithoutCancel(p.callers[s.n].ctx)
-	}
-	parent, c.cancel = context.WithCancel(parent)
-	if s.op == opDoContextLate {
-		c.cancel()
-	}
-	go p.wait(c, func() (any, error, bool) {
-		return by.do(playedContext{parent, s.caller}, at.group, at.key, func(ctx context.Context) (any, error) { return p.fn(c, ctx) })
-	})
-}
-
-// fn is what c asks with. It ends as it is told to.
-func (p *player) fn(c *playedCaller, ctx context.Context) (any, error) {
-	p.mu.Lock()
-	c.runs++
-	c.ctx = ctx
-	p.mu.Unlock()
-	return (<-c.end)(ctx)
-}
-
-// wait waits for the answer to c, and notes it.
-func (p *player) wait(c *playedCaller, do func() (any, error, bool)) {
-	a := answer{how: didExit}
-	defer func() {
-		c.raised = recover()
-		if e, ok := c.raised.(*panicError); ok {
-			a = answer{how: didPanic, val: e.value}
-		}
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		c.answer = a
-		for x, c2 := range p.callers {
-			if c2.ctx != nil && c2.ctx.Err() != nil {
-				c.over = append(c.over, x)
-			}
-		}
-	}()
-	a.val, a.err, a.shared = do()
-	a.how = didReturn
-}
-
-// compare compares all that can be seen with a model.
-func (p *player) compare(m *model) error {
-	raised := make([]any, len(m.calls))
-	for i, want := range m.callers {
-		got := p.callers[i]
-		if got.answer != want.answer {
-			return fmt.Errorf("%d was answered %+v, want %+v", i, got.answer, want.answer)
-		}
-		if got.runs > 1 || (got.runs == 1) != m.calls[i].started {
-			return fmt.Errorf("%d: fn has run %d times, want it once: %v", i, got.runs, m.calls[i].started)
-		}
-		if got.raised == nil {
-			continue
-		}
-		if raised[want.call] != nil && got.raised != raised[want.call] {
-			return fmt.Errorf("%d recovered another value than those before", i)
-		}
-		raised[want.call] = got.raised
-	}
-	for x := range p.callers {
-		if m.calls[x].started && m.callers[x].way == byDoContext {
-			if err := p.compareContext(m, x); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// compareContext compares the context of call x's fn with a model.
-func (p *player) compareContext(m *model, x int) error {
-	ctx, want := p.callers[x].ctx, m.calls[x]
-	var wantErr error
-	if want.canceled {
-		wantErr = context.Canceled
-	}
-	if err := ctx.Err(); err != wantErr {
-		return fmt.Errorf("%d: fn's context has the error %v, want %v", x, err, wantErr)
-	}
-	if _, ok := ctx.Deadline(); ok || ctx.Value(playedKey{}) != x {
-		return fmt.Errorf("%d: fn's context has a deadline, or other values than its starter's", x)
-	}
-	seen := false // by one who has left
-	for i, c := range m.callers {
-		switch over := slices.Contains(p.callers[i].over, x); {
-		case c.call != x || c.answer.how == waits:
-		case c.answer.err == token{"context", i}:
-			seen = seen || over
-		case !over:
-			return fmt.Errorf("%d was answered before the context of %d's fn was canceled", i, x)
-		}
-	}
-	if want.canceled && !want.ended && !seen {
-		return fmt.Errorf("%d: all callers have left before fn's context was canceled", x)
-	}
-	return nil
-}
-
-// schedules plays all schedules of a length, which m begins, but for those that can kill
-// the process. If paired, their last two steps are taken at once.
-func schedules(t *testing.T, m model, length, keys int, paired bool, atLeast int64) {
-	var played atomic.Int64
-	visit := func(t *testing.T, places []place, m model, s []step, last ...step) {
-		m.variant = int(played.Add(1))
-		play(t, places, &m, func(p *player) {
-			for _, step := range s {
-				p.take(step)
-			}
-			if last != nil {
-				p.take(last...)
-			}
-		})
-	}
-	t.Run("from", func(t *testing.T) {
-		for _, first := range m.next(keys, false) {
-			t.Run(first.String(), func(t *testing.T) {
-				if !m.inTurn {
-					t.Parallel()
-				}
-				places := newPlaces()
-				m.extend([]step{first}, length, keys, func(before *model, s []step, ends bool) {
-					switch last := s[len(s)-1]; {
-					case before.crashes(last):
-					case paired && len(s) <= length-2:
-						before.after(last).pairs(keys, func(a, b step) { visit(t, places, m, s, a, b) })
-					case !paired && ends:
-						visit(t, places, m, s)
-					}
-				})
-			})
-		}
-	})
-	t.Logf("%d schedules of up to %d steps", played.Load(), length)
-	if n := played.Load(); n < atLeast {
-		t.Errorf("%d schedules, want at least %d", n, atLeast)
-	}
-}
-
-// pairs visits the pairs of steps that can follow together.
-func (m *model) pairs(keys int, visit func(a, b step)) {
-	steps := m.next(keys, false)
-	for _, a := range steps {
-		for _, b := range steps {
-			if b, ok := a.with(b); ok && !m.mayCrash(a, b) {
-				visit(a, b)
-			}
-		}
-	}
-}
-
-// with returns b as it has to be if it comes together with a, if it can.
-func (a step) with(b step) (step, bool) {
-	if a.caller != none && b.caller != none {
-		b.caller++
-	}
-	return b, a != b && !(a.ends() && b.ends() && a.n == b.n)
-}
-
-// mayCrash reports whether steps taken at once may kill the process.
-func (m *model) mayCrash(steps ...step) bool {
-	a, b := steps[0], steps[len(steps)-1]
-	return m.crashes(a) || len(steps) == 2 && (m.after(a).crashes(b) || !m.inTurn && (m.crashes(b) || m.after(b).crashes(a)))
-}
-
-func TestEverySchedule(t *testing.T) {
-	if testing.Short() || raceEnabled {
-		schedules(t, model{}, 4, 2, false, 10_000)
-	} else {
-		schedules(t, model{}, 5, 2, false, 100_000)
-	}
-}
-
-// TestEveryPair takes two steps at once: it must be as if one of them had been first.
-// That would be too much to ask if callers left because fns had ended: each of these
-// leaves in a step of its own.
-func TestEveryPair(t *testing.T) { schedules(t, model{untied: true}, 4, 2, true, 10_000) }
-
-// TestEveryPairInTurn is for what happens within a few instructions. Both steps bring a
-// goroutine to the stripe's mutex, which lets them in first come, first served.
-func TestEveryPairInTurn(t *testing.T) {
-	schedules(t, model{untied: true, inTurn: true}, 4, 1, true, 1000)
-}
-
-// choose has bytes choose steps, some of them two at once, but none that may crash.
-func (p *player) choose(b []byte) {
-	for len(b) > 1 {
-		steps := []step{p.step(b[0], b[1])}
-		if p.models[0].untied && b[0] >= 0x80 && len(b) > 3 {
-			if s, ok := steps[0].with(p.step(b[2], b[3])); ok {
-				steps = append(steps, s)
-			}
-		}
-		b = b[2*len(steps):]
-		if !slices.ContainsFunc(p.models, func(m *model) bool { return m.mayCrash(steps...) }) {
-			p.take(steps...)
-		}
-	}
-}
-
-// step returns the step that two bytes stand for: what is done, and to what.
-func (p *player) step(what, which byte) step {
-	all := p.models[0].next(len(p.places), true)
-	var ops []op
-	for _, s := range all {
-		if !slices.Contains(ops, s.op) {
-			ops = append(ops, s.op)
-		}
-	}
-	op := ops[int(what&0x3f)%len(ops)]
-	all = slices.DeleteFunc(all, func(s step) bool { return s.op != op })
-	return all[int(which)%len(all)]
-}
-
-// A history is what callers record that use Groups all at the same time, by a logical
-// clock: if it has ticked between two things, it is known which was first.
-type history struct {
-	clock  atomic.Int64
-	groups [2]Group
-
-	keys    int        // of each habit
-	mu      sync.Mutex // guards the rest
-	callers []*caller
-	runs    []*run
-	forgets []forget
-}
-
-type caller struct {
-	answer
-	way      way
-	key      int
-	ctx      context.Context // whose error is a token of number
-	number   int
-	within   *run // the fn that asks
-	mayLeave bool
-	from, to int64
-	early    bool // the answer came before fn's context was canceled
-}
-
-// A run is an execution of fn. It stands for itself as a value, as an error, and as what
-// fn panics with.
-type run struct {
-	by       *caller
-	ctx      context.Context
-	answer         // what fn comes to
-	canceled bool  // ctx was, when fn ended
-	from, to int64 // from fn's start to before its end
-
-	answered     []*caller
-	joined, told int64 // when the last of these asked, and the first had its answer
-	raised       any   // what they recovered
-}
-
-func (e *run) Error() string {
-	return fmt.Sprintf("run of key %d, started by %d, %d to %d", e.by.key, e.by.number, e.from, e.to)
-}
-
-// A forget is a Forget, or a ForgetUnshared that reported true.
-type forget struct {
-	key      int
-	from, to int64
-}
-
-func (h *history) tick() int64 { return h.clock.Add(1) }
-
-// What is done with a key: a panic kills the process if a caller holds a channel, and
-// what is neither forgotten nor left must not overlap at all.
-const (
-	steady  = iota // no Forget, and no caller leaves
-	exiting        // Goexit
-	panicky        // panics, and no DoChan
-	habits
-)
-
-// place returns the Group and the key that a number stands for.
-func (h *history) place(key int) (*Group, string) { return &h.groups[key%2], fmt.Sprint(key / 2) }
-
-// work takes n steps, one after the other.
-func (h *history) work(seed uint64, n int) {
-	r := rand.New(rand.NewPCG(seed, 0))
-	for range n {
-		key := r.IntN(h.keys * habits)
-		if key%habits == steady || r.IntN(20) > 0 {
-			h.call(r.Uint64(), key, nil)
-			continue
-		}
-		g, name := h.place(key)
-		f, ok := forget{key: key, from: h.tick()}, true
-		if r.IntN(2) == 0 {
-			g.Forget(name)
-		} else {
-			ok = g.ForgetUnshared(name)
-		}
-		f.to = h.tick()
-		h.mu.Lock()
-		if ok {
-			h.forgets = append(h.forgets, f)
-		}
-		h.mu.Unlock()
-	}
-}
-
-// call has a caller ask for key, on its own goroutine, since that may have to exit.
-func (h *history) call(seed uint64, key int, within *run) {
-	r := rand.New(rand.NewPCG(seed, 1))
-	c := &caller{way: byDoContext, key: key, number: int(h.tick()), within: within}
-	parent := context.Background()
-	switch n := r.IntN(4); {
-	case within != nil:
-		parent, c.mayLeave = within.ctx, true
-	case n == 0:
-		c.way = byDo
-	case n == 1 && key%habits != panicky:
-		c.way = byDoChan
-	default:
-		c.mayLeave = key%habits != steady && r.IntN(2) == 0
-	}
-	parent, cancel := context.WithCancel(parent)
-	defer cancel()
-	c.ctx = playedContext{parent, c.number}
-	g, name := h.place(key)
-	fn := h.fn(r.Uint64(), c)
-	done := make(chan struct{})
-	go func() {
-		c.how = didExit
-		defer close(done)
-		defer func() {
-			if v := recover(); v != nil {
-				c.how, c.val = didPanic, v
-			}
-			c.to = h.tick()
-			if e := c.ranBy(); e != nil && e.ctx != nil {
-				c.early = e.ctx.Err() == nil
-			}
-			h.mu.Lock()
-			defer h.mu.Unlock()
-			h.callers = append(h.callers, c)
-		}()
-		c.from = h.tick()
-		c.val, c.err, c.shared = c.way.do(c.ctx, g, name, fn)
-		c.how = didReturn
-	}()
-	if c.mayLeave && (within == nil || r.IntN(2) == 0) {
-		for range r.IntN(40) {
-			runtime.Gosched()
-		}
-		cancel()
-	}
-	<-done
-}
-
-// ranBy returns the run that answered c, if the answer says.
-func (c *caller) ranBy() *run {
-	val := c.val
-	if p, ok := val.(*panicError); ok && c.how == didPanic {
-		val = p.value
-	}
-	if e, ok := val.(*run); ok {
-		return e
-	}
-	e, _ := c.err.(*run)
-	return e
-}
-
-// left reports whether c was answered with the error of its own context.
-func (c *caller) left() bool { return c.how == didReturn && c.err == token{"context", c.number} }
-
-// fn returns what c passes for fn.
-func (h *history) fn(seed uint64, c *caller) work {
-	return func(ctx context.Context) (any, error) {
-		r := rand.New(rand.NewPCG(seed, 2))
-		e := &run{by: c, ctx: ctx, from: h.tick()}
-		patience := r.IntN(4 * h.keys)
-		if c.mayLeave && r.IntN(4) == 0 {
-			patience = 1000
-		}
-		for ; patience > 0 && (ctx == nil || ctx.Err() == nil); patience-- {
-			runtime.Gosched()
-		}
-		if ctx != nil && r.IntN(8) == 0 {
-			// Not for a steady key: fn's context may end.
-			h.call(r.Uint64(), r.IntN(h.keys)*habits+1+r.IntN(habits-1), e)
-		}
-		e.how = didReturn
-		switch n := r.IntN(4); {
-		case n == 0 && c.key%habits == exiting:
-			e.how = didExit
-		case n == 0 && c.key%habits == panicky && !c.mayLeave:
-			e.how = didPanic
-		case n == 1:
-			e.err = e
-		case n == 2:
-			e.val, e.err = e, e
-		default:
-			e.val = e
-		}
-		e.to = h.tick()
-		e.canceled = ctx != nil && ctx.Err() != nil
-		h.mu.Lock()
-		h.runs = append(h.runs, e)
-		h.mu.Unlock()
-		switch e.how {
-		case didExit:
-			runtime.Goexit()
-		case didPanic:
-			panic(e)
-		}
-		return e.val, e.err
-	}
-}
-
-const checked = `checked after each round:
-- every caller was answered, and no goroutine was left
-- values, errors and panics were those of a run of that key, which had ended, and whose
-  context had been canceled; a caller whose own fn ran was answered by that run
-- shared was the same for all callers of a run, and true if there were several
-- no run was joined after it had answered a caller, or after it had been forgotten
-- runs of a key that is never forgotten or left did not overlap
-- no caller got the results of a run whose context was canceled before it ended
-- only callers within an fn got ErrRecursive
-and in the end that the heap had not grown by more than 1 MiB since the first round`
-
-// check checks a history that is complete.
-func (h *history) check(t *testing.T) {
-	ran := make(map[*caller]*run)
-	for _, e := range h.runs {
-		check(t, "runs of one fn", ran[e.by], nil)
-		ran[e.by], e.joined, e.told = e, e.by.from, math.MaxInt64
-	}
-	for _, c := range h.callers {
-		own := ran[c]
-		e := cmp.Or(c.ranBy(), own)
-		switch {
-		case c.left():
-			if !c.mayLeave || c.val != nil || c.shared {
-				t.Errorf("%+v left", c)
-			}
-		case c.err == ErrRecursive:
-			if c.within == nil || own != nil || c.val != nil || c.shared {
-				t.Errorf("%+v was refused", c)
-			}
-		case e == nil: // another's fn, which exited
-			if c.key%habits != exiting || c.how != didExit && (c.val != nil || c.err != ErrGoexit || !c.shared) {
-				t.Errorf("%+v", c)
-			}
-		default:
-			e.answered = append(e.answered, c)
-			e.joined, e.told = max(e.joined, c.from), min(e.told, c.to)
-			want := e.answer
-			want.shared = c.shared
-			if want.how == didPanic {
-				e.raised = cmp.Or(e.raised, c.val)
-				want.val, want.err = e.raised, nil
-			} else if want.how == didExit && c.way == byDoChan {
-				want.how, want.err = didReturn, ErrGoexit
-			}
-			if c.answer != want || e.by.key != c.key || own != nil && own != e || c.to < e.to || c.early {
-				t.Errorf("%+v was answered by %v: %+v", c, e, e.answer)
-			}
-		}
-	}
-	slices.SortFunc(h.runs, func(a, b *run) int { return cmp.Compare(a.from, b.from) })
-	before := make(map[int]*run)
-	for _, e := range h.runs {
-		if e.joined > e.told {
-			t.Errorf("%v was joined when it had answered", e)
-		}
-		if e.canceled && len(e.answered) > 0 {
-			t.Errorf("%v was canceled, but answered %+v", e, e.answered[0])
-		}
-		for _, c := range e.answered {
-			if c.how == didReturn && (c.shared != e.answered[0].shared || len(e.answered) > 1 && !c.shared) && e.answered[0].how == didReturn {
-				t.Errorf("%v: %d callers, shared for some only", e, len(e.answered))
-			}
-			for _, f := range h.forgets {
-				if f.key == c.key && e.from < f.from && f.to < c.from {
-					t.Errorf("%v was joined by %+v after %+v", e, c, f)
-				}
-			}
-		}
-		if b := before[e.by.key]; e.by.key%habits == steady && b != nil && b.to > e.from {
-			t.Errorf("%v and %v overlap", b, e)
-		}
-		before[e.by.key] = e
-	}
-}
-
-var soak = flag.Duration("soak", 0, "how long TestHistories goes on (default as many callers as it takes a second or two)")
-
-// TestHistories has callers of all kinds use a few keys at the same time, in rounds.
-// For longer: go test -run '^TestHistories$' -count 1 -timeout 0 -v . -soak 10m
-func TestHistories(t *testing.T) {
-	procs := []int{1, 2, 4, 16}
-	callers := 60_000
-	if testing.Short() || raceEnabled {
-		callers = 15_000
-	}
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
-	rounds, n := 0, make(map[string]int)
-	var first, last runtime.MemStats
-	start := time.Now()
-	report := start
-	for n["callers"] < callers || time.Since(start) < *soak {
-		runtime.GOMAXPROCS(procs[rounds%len(procs)])
-		h := &history{keys: 1 + rounds/len(procs)%2*5}
-		var wg sync.WaitGroup
-		for worker := range 16 {
-			wg.Go(func() { h.work(uint64(rounds*16+worker), 100) })
-		}
-		wg.Wait()
-		eventually(t, "the end of all that was started", func() bool {
-			return inFlight(t) == 0 && len(goroutines("", ".doCall(")) == 0
-		})
-		h.mu.Lock() // after fns that no caller waited for any more
-		h.check(t)
-		h.mu.Unlock()
-		rounds++
-		n["callers"] += len(h.callers)
-		n["runs"] += len(h.runs)
-		n["forgets"] += len(h.forgets)
-		for _, c := range h.callers {
-			for kind, is := range map[string]bool{
-				"shared": c.shared, "left": c.left(), "panicked": c.how == didPanic, "exited": c.how == didExit, "recursive": c.err == ErrRecursive,
-			} {
-				if is {
-					n[kind]++
-				}
-			}
-		}
-		if t.Failed() {
-			break
-		}
-		if rounds == 1 {
-			h = nil
-			runtime.GC()
-			runtime.ReadMemStats(&first)
-		}
-		if *soak > 0 && time.Since(report) > 10*time.Second {
-			report = time.Now()
-			t.Logf("%v: %d rounds, %v", time.Since(start).Round(time.Second), rounds, n)
-		}
-	}
-	runtime.GC()
-	runtime.ReadMemStats(&last)
-	t.Logf("%v: %d rounds, %v; heap %d KiB, after the first round %d KiB\n%s",
-		time.Since(start).Round(time.Millisecond), rounds, n, last.HeapAlloc>>10, first.HeapAlloc>>10, checked)
-	if grown := int64(last.HeapAlloc) - int64(first.HeapAlloc); grown > 1<<20 {
-		t.Errorf("%d bytes of heap more than after the first round", grown)
-	}
-}
-
-// The rest is what neither a schedule nor a history shows.
-
-// The goroutine that fn runs on, and the channels.
-
-func TestFnRunsOnItsLeadersOrANewGoroutine(t *testing.T) {
-	for by, frame := range map[way]string{byDo: ".(*Group).Do(", byDoChan: ".(*Group).DoChan in goroutine", byDoContext: ".(*Group).DoContext in goroutine"} {
-		synctest.Test(t, func(t *testing.T) {
-			var g Group
-			j := newJob()
-			j.lead(t, by, t.Context(), &g, key)
-			for _, by := range ways {
-				join(t, by, t.Context(), &g, key)
-			}
-			synctest.Wait()
-			traces := goroutines("", ".doCall(")
-			check(t, "goroutines for one call", len(traces), 1)
-			contains(t, traces[0], frame)
-			j.end <- returns(1, nil)
-		})
-	}
-}
-
-func TestChannelsGetOneResultInOrderAndStayOpen(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var g Group
-		j := newJob()
-		chans := []<-chan Result{g.DoChan(key, work(j.fn).plain())}
-		for range 9 {
-			chans = append(chans, g.DoChan(key, unwanted(t).plain()))
-		}
-		// A channel without room holds up those behind it, but no other caller.
-		full := make(chan Result)
-		with(&g, key, func(c *call) { c.readers = slices.Insert(c.readers, 5, chan<- Result(full)) })
-		j.end <- returns(1, io.EOF)
-		synctest.Wait()
-		for i, ch := range chans {
-			check(t, "capacity", cap(ch), 1)
-			check(t, fmt.Sprintf("results in channel %d", i), len(ch) == 1, i < 5)
-		}
-		for _, k := range keysInOneStripe(&g, key, 2) {
-			answered(t, result(k, nil, false), ask(byDo, nil, &g, k, returns(k, nil)))
-		}
-		answered(t, result(2, nil, false), ask(byDo, nil, &g, key, returns(2, nil)))
-		check(t, "held up", <-full, Result{1, io.EOF, true})
-		synctest.Wait()
-		for _, ch := range chans {
-			check(t, "result", <-ch, Result{1, io.EOF, true})
-			select {
-			case r, ok := <-ch:
-				t.Errorf("received %v, %t after the result", r, ok)
-			default:
-			}
-		}
-	})
-}
-
-// Bad input.
-
-func TestInvalidArgumentsPanicInTheirCallerAlone(t *testing.T) {
-	header := struct {
-		data *byte
-		n    int
-	}{nil, 16}
-	torn := *(*string)(unsafe.Pointer(&header))
-	synctest.Test(t, func(t *testing.T) {
-		var g Group
-		var none *Group
-		answered(t, result(1, nil, false), ask(byDoContext, t.Context(), &g, "outer", func(ctx context.Context) (any, error) {
-			for name, do := range map[string]func(){
-				"Do of a torn key":               func() { g.Do(torn, nil) },
-				"DoChan of a torn key":           func() { g.DoChan(torn, nil) },
-				"Forget of a torn key":           func() { g.Forget(torn) },
-				"ForgetUnshared of a torn key":   func() { g.ForgetUnshared(torn) },
-				"DoContext of a torn key":        func() { g.DoContext(context.Background(), torn, nil) },
-				"nested DoContext of a torn key": func() { g.DoContext(ctx, torn, nil) },
-				"Do of a nil Group":              func() { none.Do(key, nil) },
-				"nested DoContext of no Group":   func() { none.DoContext(ctx, key, nil) },
-			} {
-				a := <-attempt(func() (any, error, bool) { do(); return nil, nil, false })
-				if _, ok := a.val.(runtime.Error); !ok {
-					t.Errorf("%s: %+v", name, a)
-				}
-			}
-			answered(t, answer{how: didPanic, val: "singleflight: nil context"}, ask(byDoContext, noContext, &g, "outer", unwanted(t)))
-			check(t, "calls in flight", inFlight(t), 1) // takes every lock
-			check(t, "outer is not shared", g.ForgetUnshared("outer"), true)
-			v, err, _ := g.DoContext(ctx, "inner", returns(1, nil))
-			return v, err
-		}))
-	})
-}
-
-func TestNilFnPanicsUnlessItsCallerJoins(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var g Group
-		for name, do := range map[string]func() (any, error, bool){
-			"Do":              func() (any, error, bool) { return g.Do(key, nil) },
-			"DoContext":       func() (any, error, bool) { return g.DoContext(t.Context(), key, nil) },
-			"typed Do":        func() (any, error, bool) { return Do[any](&g, key, nil) },
-			"typed DoContext": func() (any, error, bool) { return DoContext[any](t.Context(), &g, key, nil) },
-		} {
-			p, _ := (<-attempt(do)).val.(*panicError)
-			if _, ok := p.Unwrap().(runtime.Error); !ok {
-				t.Errorf("%s panicked with %v", name, p)
-			}
-			j := newJob()
-			leading := j.lead(t, byDo, nil, &g, key)
-			joining := attempt(do)
-			waiting(t, joining)
-			j.end <- returns(1, nil)
-			answered(t, result(1, nil, true), leading, joining)
-		}
-	})
-}
-
-// Data races and the memory model: these are for the race detector, but also check
-// what is read.
-
-func TestFnSynchronizesBeforeItsAnswers(t *testing.T) {
-	for _, by := range ways {
-		for how, end := range map[string]work{didReturn: returns(1, nil), didPanic: panics(1), didExit: exits} {
-			if by == byDoChan && how == didPanic {
-				continue // crashes
-			}
-			synctest.Test(t, func(t *testing.T) {
-				var g Group
-				var n int // written by fn alone
-				j := newJob()
-				read := func(by way, fn work) {
-					go func() {
-						defer func() {
-							recover()
-							check(t, "what a caller reads", n, 1)
-						}()
-						by.do(t.Context(), &g, key, fn)
-					}()
-				}
-				read(by, j.fn)
-				synctest.Wait()
-				read(byDo, unwanted(t))
-				read(byDoContext, unwanted(t))
-				if how != didPanic {
-					read(byDoChan, unwanted(t))
-				}
-				synctest.Wait()
-				j.end <- func(ctx context.Context) (any, error) {
-					n = 1
-					return end(ctx)
-				}
-				synctest.Wait()
-			})
-		}
-	}
-}
-
-func TestCallsOfAKeyAreOrdered(t *testing.T) {
-	var g Group
-	var n int // written by every fn, with no other order between them
-	var wg sync.WaitGroup
-	var led [6]int
-	for i := range led {
-		wg.Go(func() {
-			for range 1000 {
-				ways[i%3].do(t.Context(), &g, key, func(context.Context) (any, error) {
-					n++
-					led[i]++
-					return nil, nil
-				})
-			}
-		})
-	}
-	wg.Wait()
-	check(t, "runs", n, led[0]+led[1]+led[2]+led[3]+led[4]+led[5])
-}
-
-func TestMakingRoomSynchronizesBeforeTheNextCall(t *testing.T) {
-	for name, makeRoom := range map[string]func(g *Group, leave func()){
-		"Forget":         func(g *Group, _ func()) { g.Forget(key) },
-		"ForgetUnshared": func(g *Group, _ func()) { g.ForgetUnshared(key) },
-		"leaving":        func(_ *Group, leave func()) { leave() },
-	} {
-		var g Group
-		var n int
-		j := newJob()
-		leave, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		old := j.lead(t, byDoContext, leave, &g, key)
-		step := func() {
-			n = 1
-			makeRoom(&g, cancel)
-		}
-		go step()
-		eventually(t, name, func() bool {
-			gone := true
-			with(&g, key, func(c *call) { gone = c == nil })
-			return gone
-		})
-		v, _, _ := g.Do(key, func() (any, error) { return n, nil })
-		check(t, "what the call after "+name+" reads", v, any(1))
-		j.end <- returns(nil, nil)
-		<-old
-	}
-}
-
-// What the collector frees.
-
-// pieces are the names of what calls were given and made, and what nothing may retain
-// afterwards.
-type pieces struct{ left sync.Map }
-
-// A piece has a pointer in it, so that it shares no memory with others.
-type piece struct{ name string }
-
-func (p *piece) Error() string { return p.name }
-
-// watch has the name of what p points to among the pieces until it is freed.
-func watch[T any](ps *pieces, p *T, name string) *T {
-	ps.left.Store(name, true)
-	runtime.AddCleanup(p, func(name string) { ps.left.Delete(name) }, name)
-	return p
-}
-
-func (ps *pieces) piece(name string) *piece { return watch(ps, &piece{name}, name) }
-
-func (ps *pieces) names() (names []string) {
-	ps.left.Range(func(name, _ any) bool {
-		names = append(names, name.(string))
-		return true
-	})
-	return names
-}
-
-// fn returns an fn that retains a piece of its own.
-func (ps *pieces) fn(name string, fn work) work {
-	p := ps.piece(name)
-	return func(ctx context.Context) (any, error) {
-		defer runtime.KeepAlive(p)
-		return fn(ctx)
-	}
-}
-
-func (ps *pieces) freed(t *testing.T) {
-	t.Helper()
-	for range 100 {
-		runtime.GC()
-		runtime.Gosched()
-		if len(ps.names()) == 0 {
-			return
-		}
-	}
-	t.Errorf("still reachable: %q", ps.names())
-}
-
-// TestNothingOfAnEndedCallIsRetained goes through the ways in which a call can live and
-// end. The Groups, and the contexts of all fns, are retained.
-func TestNothingOfAnEndedCallIsRetained(t *testing.T) {
-	var ps pieces
-	var retained []any
-	for _, by := range ways {
-		for _, joined := range []bool{false, true} {
-			for _, forgotten := range []bool{false, true} {
-				for how, end := range map[string]func(val *piece) work{
-					didReturn: func(val *piece) work { return returns(val, val) },
-					didPanic:  func(val *piece) work { return panics(val) },
-					didExit:   func(*piece) work { return exits },
-				} {
-					if by == byDoChan && how == didPanic {
-						continue // crashes
-					}
-					synctest.Test(t, func(t *testing.T) {
-						name := fmt.Sprintf("%s %s joined=%t forgotten=%t: ", by, how, joined, forgotten)
-						g, j := new(Group), newJob()
-						k := strings.Repeat(name, 64)
-						watch(&ps, unsafe.StringData(k), name+"key")
-						s := g.stripe(k)
-						s.spare = nil
-						ctx := context.WithValue(t.Context(), playedKey{}, name)
-						callers := []<-chan answer{ask(by, ctx, g, k, ps.fn(name+"fn", j.fn))}
-						synctest.Wait()
-						if joined {
-							callers = append(callers, ask(byDo, nil, g, k, ps.fn(name+"fn of Do", nil)))
-							if how != didPanic {
-								callers = append(callers, ask(byDoChan, nil, g, k, ps.fn(name+"fn of DoChan", nil)))
-							}
-							leaving, cancel := context.WithCancel(context.WithValue(ctx, playedKey{}, ps.piece(name+"leaver's value")))
-							leaver := ask(byDoContext, leaving, g, k, ps.fn(name+"leaver's fn", nil))
-							waiting(t, leaver)
-							cancel()
-							<-leaver
-						}
-						if j.ctx != noContext { // so that the two calls have known of each other
-							<-ask(byDoContext, j.ctx, g, "inner", returns(ps.piece(name+"inner value"), nil))
-						}
-						synctest.Wait()
-						if forgotten {
-							g.Forget(k)
-						}
-						j.end <- end(ps.piece(name + "value"))
-						for _, ch := range callers {
-							<-ch
-						}
-						if j.ctx != noContext {
-							check(t, "value in the retained context", j.ctx.Value(playedKey{}), any(name))
-						}
-						retained = append(retained, g, j.ctx)
-						check(t, name+"there is a spare call", s.spare != nil, by != byDoContext && !joined)
-						if s.spare != nil {
-							spare := reflect.ValueOf(s.spare).Elem()
-							for i := range spare.NumField() {
-								if f := spare.Type().Field(i).Name; f != "hash" && f != "callers" && !spare.Field(i).IsZero() {
-									t.Errorf("%s%s of the spare call is %v", name, f, spare.Field(i))
-								}
-							}
-						}
-					})
-				}
-			}
-		}
-	}
-	ps.freed(t)
-	runtime.KeepAlive(retained)
-}
-
-func TestGroupIsReachableWhileACallIsInFlight(t *testing.T) {
-	for _, by := range ways {
-		for _, forgotten := range []bool{false, true} {
-			var ps pieces
-			started, end := make(chan bool), make(chan bool)
-			o := watch(&ps, &struct {
-				resource *piece
-				group    Group
-			}{resource: ps.piece("resource")}, "owner")
-			answer := ask(by, t.Context(), &o.group, key, func(context.Context) (any, error) { started <- true; <-end; return nil, nil })
-			<-started
-			if forgotten {
-				o.group.Forget(key)
-			}
-			o = nil
-			for range 3 {
-				runtime.GC()
-				runtime.Gosched()
-			}
-			check(t, fmt.Sprintf("%s: pieces while fn runs", by), len(ps.names()), 2)
-			end <- true
-			<-answer
-			ps.freed(t)
-		}
-	}
-}
-
-func TestGroupCanBeWatchedByItself(t *testing.T) {
-	var ps pieces
-	var retained []*uint64 // beside which the allocator would put a Group without a pointer
-	for i := range 100 {
-		watch(&ps, new(Group), fmt.Sprint("Group ", i))
-		retained = append(retained, new(uint64))
-	}
-	g := watch(&ps, new(Group), "Group")
-	w := weak.Make(g)
-	g.Do(key, returns(nil, nil).plain())
-	<-g.DoChan(key, returns(nil, nil).plain())
-	g.DoContext(t.Context(), key, returns(nil, nil))
-	g = nil
-	ps.freed(t)
-	runtime.KeepAlive(retained)
-	check(t, "weak pointer", w.Value(), nil)
-}
-
-func TestMemoryOfABurstGoesBack(t *testing.T) {
-	const burst, steady = 6000, 500
-	synctest.Test(t, func(t *testing.T) {
-		var g Group
-		start := func(n int) (end chan bool) {
-			end = make(chan bool)
-			for i := range n {
-				g.DoChan(fmt.Sprint(n, i), func() (any, error) { <-end; return nil, nil })
-			}
-			return end
-		}
-		endSteady, endBurst := start(steady), start(burst)
-		check(t, "calls in the burst", inFlight(t), burst+steady)
-		close(endBurst)
-		synctest.Wait()
-		check(t, "calls after the burst", inFlight(t), steady) // and no stripe is too large
-		close(endSteady)
-		synctest.Wait()
-		check(t, "calls in the end", inFlight(t), 0)
-		for i := range stripes {
-			if n := len(stripes[i].slots); n > minSlots {
-				t.Errorf("%d slots in the end", n)
-			}
-		}
-	})
-}
-
-// Bubbles. The tests have one Group and one key, so that they get each other's calls to
-// use again.
-
-var bubbled Group
-
-func useUnjoined(t *testing.T) {
-	for _, by := range ways {
-		answered(t, result(1, nil, false), ask(by, t.Context(), &bubbled, key, returns(1, nil)))
-		j := newJob()
-		forgotten := j.lead(t, by, t.Context(), &bubbled, key)
-		bubbled.Forget(key)
-		j.end <- returns(2, nil)
-		answered(t, result(2, nil, false), forgotten)
-	}
-	check(t, "panic", (<-ask(byDo, nil, &bubbled, key, panics(3))).how, didPanic)
-	answered(t, answer{how: didExit}, ask(byDo, nil, &bubbled, key, exits))
-}
-
-func useJoined(t *testing.T) {
-	for _, by := range ways {
-		j := newJob()
-		callers := []<-chan answer{j.lead(t, by, t.Context(), &bubbled, key)}
-		for _, by := range ways {
-			callers = append(callers, join(t, by, t.Context(), &bubbled, key))
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		leaver := join(t, byDoContext, ctx, &bubbled, key)
-		cancel()
-		answered(t, result(nil, context.Canceled, false), leaver)
-		j.end <- returns(1, nil)
-		answered(t, result(1, nil, true), callers...)
-	}
-}
-
-func TestGroupMayGoFromBubbleToBubble(t *testing.T) {
-	for _, use := range []func(*testing.T){useUnjoined, useJoined} {
-		for range 3 {
-			synctest.Test(t, use)
-			synctest.Test(t, use)
-			use(t)
-		}
-	}
-}
-
-func TestWaitingInABubbleIsDurable(t *testing.T) {
-	for _, by := range ways {
-		synctest.Test(t, func(t *testing.T) {
-			start := time.Now()
-			var callers []<-chan answer
-			for _, by := range append([]way{by}, ways...) {
-				callers = append(callers, ask(by, t.Context(), &bubbled, key, func(context.Context) (any, error) {
-					time.Sleep(time.Hour)
-					return 1, nil
-				}))
-				synctest.Wait()
-			}
-			answered(t, result(1, nil, true), callers...)
-			check(t, "time that passed in the bubble", time.Since(start), time.Hour)
-		})
-	}
-}
-
-func TestDoMayJoinAcrossTheEdgeOfABubble(t *testing.T) {
-	lead := func(t *testing.T) {
-		v, err, shared := bubbled.Do(key, func() (any, error) {
-			eventually(t, "the joiner waits", func() bool { return len(goroutines("sync.WaitGroup.Wait", ".(*Group).Do(")) == 1 })
-			return 1, nil
-		})
-		check(t, "leader", result(v, err, shared), result(1, nil, true))
-	}
-	join := func(t *testing.T) {
-		start := time.Now()
-		defer time.NewTimer(time.Hour).Stop() // which a durable wait would let pass
-		eventually(t, "the call is in flight", func() bool { return callersOf(&bubbled, key) == 1 })
-		v, err, shared := bubbled.Do(key, unwanted(t).plain())
-		check(t, "joiner", result(v, err, shared), result(1, nil, true))
-		check(t, "an hour passed in the bubble", time.Since(start) >= time.Hour, false)
-	}
-	inBubble := func(f func(*testing.T)) func(*testing.T) {
-		return func(t *testing.T) { synctest.Test(t, f) }
-	}
-	for name, sides := range map[string][2]func(*testing.T){
-		"led inside":     {inBubble(lead), join},
-		"joined inside":  {lead, inBubble(join)},
-		"in two bubbles": {inBubble(lead), inBubble(join)},
-	} {
-		t.Run(name, func(t *testing.T) {
-			var wg sync.WaitGroup
-			wg.Go(func() { sides[0](t) })
-			wg.Go(func() { sides[1](t) })
-			wg.Wait()
-			useUnjoined(t)
-		})
-	}
-}
-
-// Allocations.
-
-func TestAllocations(t *testing.T) {
-	var g Group
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	p := new(piece)
-	plain, fn := returns(p, nil).plain(), returns(p, nil)
-	n, groups := 0, make([]Group, 201)
-	for i := range stripes { // which all have been used
-		stripes[i].spare = new(call)
-		stripes[i].resize(minSlots)
-	}
-	for name, test := range map[string]struct {
-		want float64
-		f    func()
-	}{
-		"Do":                      {0, func() { g.Do(key, plain) }},
-		"Do with a closure":       {0, func() { g.Do(key, func() (any, error) { n++; return nil, nil }) }},
-		"the first Do of a Group": {0, func() { groups[0].Do(key, plain); groups = groups[1:] }},
-		"Do[*T]":                  {0, func() { Do(&g, key, func() (*piece, error) { return p, nil }) }},
-		"ForgetUnshared":          {0, func() { g.ForgetUnshared(key) }},
-		"DoChan":                  {4, func() { <-g.DoChan(key, plain) }},
-		"DoContext":               {9, func() { g.DoContext(ctx, key, fn) }},
-		"DoContext whose fn asks for Done": {10, func() {
-			g.DoContext(ctx, key, func(ctx context.Context) (any, error) { return ctx.Done(), nil })
-		}},
-		"DoContext[*T]": {11, func() { DoContext(ctx, &g, key, func(context.Context) (*piece, error) { return p, nil }) }},
-	} {
-		if n := testing.AllocsPerRun(200, test.f); n > test.want {
-			t.Errorf("%s: %v allocations, want at most %v", name, n, test.want)
-		}
-	}
-	check(t, "bytes of a Group", unsafe.Sizeof(g), unsafe.Sizeof(uintptr(0)))
-	check(t, "bytes of a stripe beyond pairs of cache lines", unsafe.Sizeof(stripes[0])%128, 0)
-}
-
-// Endings: panics, Goexit, and what only looks like them.
-
-// panicNil makes panic(nil) panic with nil, as it did before Go 1.21.
-func panicNil(t *testing.T) {
-	t.Setenv("GODEBUG", "panicnil=1")
-	if v := func() (v any) {
-		defer func() { v = recover() }()
-		explode(nil)
-		return nil
-	}(); v != nil {
-		t.Skipf("GODEBUG=panicnil=1 has no effect here: recovered %v", v)
-	}
-}
-
-func TestEndings(t *testing.T) {
-	other := <-ask(byDo, nil, new(Group), key, panics(io.EOF))
-	foreign := other.val.(error) // which another Group's panic produced
-	boom := errors.New("boom")
-	for _, end := range []struct {
-		name     string
-		fn       work
-		want     answer // val is what a panic's value is
-		exits    bool   // the goroutine of fn, even if it recovers
-		panicNil bool
-	}{
-		{name: "value and error", fn: returns(1, boom), want: result(1, boom, true)},
-		{name: "error of another Group's panic", fn: returns(1, foreign), want: result(1, foreign, true)},
-		{name: "ErrGoexit returned", fn: returns(nil, ErrGoexit), want: result(nil, ErrGoexit, true)},
-		{name: "panic", fn: panics("boom"), want: answer{how: didPanic, val: "boom"}},
-		{name: "panic with an error", fn: panics(boom), want: answer{how: didPanic, val: boom}},
-		{name: "panic(nil)", fn: panics(nil), want: answer{how: didPanic}, panicNil: true},
-		{name: "Goexit", fn: exits, want: answer{how: didExit}},
-		{name: "panic while exiting", fn: func(ctx context.Context) (any, error) {
-			defer explode("late")
-			return exits(ctx)
-		}, want: answer{how: didPanic, val: "late"}, exits: true},
-		{name: "panic(nil) while exiting", fn: func(ctx context.Context) (any, error) {
-			defer explode(nil)
-			return exits(ctx)
-		}, want: answer{how: didExit}, panicNil: true},
-		{name: "Goexit while panicking", fn: func(context.Context) (any, error) {
-			defer runtime.Goexit()
-			return explode("lost")
-		}, want: answer{how: didExit}},
-		{name: "Goexit with results set", fn: func(context.Context) (v any, err error) {
-			defer runtime.Goexit()
-			return 1, boom
-		}, want: answer{how: didExit}},
-		{name: "recovered panic", fn: func(context.Context) (v any, err error) {
-			defer func() { v, err = recover(), boom }()
-			return explode("recovered")
-		}, want: result("recovered", boom, true)},
-	} {
-		for _, by := range ways {
-			if by == byDoChan && end.want.how == didPanic {
-				continue // crashes
-			}
-			t.Run(end.name+" by "+string(by), func(t *testing.T) {
-				if end.panicNil {
-					panicNil(t)
-				}
-				synctest.Test(t, func(t *testing.T) {
-					var g Group
-					j := newJob()
-					callers := []<-chan answer{ask(by, t.Context(), &g, key, j.fn)}
-					for _, joins := range ways {
-						if joins != byDoChan || end.want.how != didPanic {
-							synctest.Wait()
-							callers = append(callers, ask(joins, t.Context(), &g, key, unwanted(t)))
-						}
-					}
-					waiting(t, callers...)
-					j.end <- end.fn
-					var raised any
-					for i, ch := range callers {
-						got, want := <-ch, end.want
-						switch {
-						case want.how == didPanic:
-							if raised == nil {
-								raised = got.val
-							}
-							want.val = raised
-							if end.exits && i == 0 && by == byDo {
-								want.how = didExit
-							}
-						case want.how == didExit && (i == 0 && by == byDoChan || i == 2): // holds a channel
-							want = result(nil, ErrGoexit, true)
-						}
-						check(t, fmt.Sprintf("answer to caller %d", i), got, want)
-					}
-					if end.want.how == didPanic {
-						checkPanic(t, raised, end.want.val)
-					}
-					answered(t, result(2, nil, false), ask(byDo, nil, &g, key, returns(2, nil))) // the key is free
-				})
-			})
-		}
-	}
-}
-
-// checkPanic checks a value that callers recovered when explode had panicked with value.
-func checkPanic(t *testing.T, raised, value any) {
-	t.Helper()
-	err, ok := raised.(*panicError)
-	if !ok {
-		t.Fatalf("recovered %T, want *panicError", raised)
-	}
-	for _, err := range []error{err, fmt.Errorf("wrapped: %w", err), errors.Join(io.EOF, err)} {
-		var p PanicError
-		if !errors.As(err, &p) {
-			t.Fatalf("%T is no PanicError", err)
-		}
-		check(t, "Value", p.Value(), value)
-		want, _ := value.(error)
-		check(t, "Unwrap", p.Unwrap(), want)
-		stack := p.Stack()
-		contains(t, string(stack), ".explode(", "runtime/debug.Stack()")
-		check(t, "the stack names a goroutine", strings.HasPrefix(string(stack), "goroutine "), false)
-		check(t, "text", p.Error(), fmt.Sprintf("%v\n\n%s", value, stack))
-		clear(stack)
-		check(t, "the stack is a copy", bytes.Equal(p.Stack(), stack), false)
-	}
-}
-
-// Crashes, in processes of their own.
-
-// lastWords is a panic value that keeps the process from dying of it until it is closed,
-// and uses the Group when it is printed.
-type lastWords struct {
-	g    *Group
-	over chan struct{}
-	text string
-}
-
-func (l *lastWords) Error() string {
-	<-l.over
-	l.g.Forget(key)
-	l.g.Do(key, returns(nil, nil).plain())
-	return l.text
-}
-
-// Only crashes run the go and the select statement of answer, so these two are not in
-// what is written of coverage.
-var crashes = []struct {
-	name      string
-	lead      way
-	joins     []way
-	fn        work // or a panic with lastWords, which the others get first
-	want      string
-	env       string
-	forgotten bool
-	left      bool // by its caller
-}{
-	{name: "DoChan alone", lead: byDoChan, want: "last words"},
-	{name: "DoChan joined", lead: byDoChan, joins: ways, want: "last words"},
-	{name: "Do", lead: byDo, joins: []way{byDoChan, byDoContext}, want: "last words"},
-	{name: "DoContext", lead: byDoContext, joins: []way{byDo, byDoChan}, want: "last words", forgotten: true},
-	{name: "nil", lead: byDoChan, fn: panics(nil), want: "<nil>", env: "GODEBUG=panicnil=1"},
-	{name: "nil fn", lead: byDoChan, fn: func(context.Context) (any, error) {
-		defer func() { explode(recover().(runtime.Error)) }()
-		return work(nil)(nil)
-	}, want: "runtime error: invalid memory address or nil pointer dereference"},
-	{name: "while exiting", lead: byDoChan, fn: func(ctx context.Context) (any, error) {
-		defer explode("late boom")
-		return exits(ctx)
-	}, want: "late boom"},
-	{name: "every caller has left", lead: byDoContext, fn: panics("boom"), want: "boom", left: true},
-	{name: "every caller has left a forgotten call", lead: byDoContext, fn: panics("boom"), want: "boom", left: true, forgotten: true},
-}
-
-func TestCrashes(t *testing.T) {
-	for _, c := range crashes {
-		t.Run(c.name, func(t *testing.T) {
-			if !inChild() {
-				// With a second processor, the process can die before fn's goroutine has
-				// come to rest, and then its stack is not available.
-				output, code := child(t, c.env, "GOTRACEBACK=all", "GOMAXPROCS=1")
-				check(t, "exit code", code, 2)
-				contains(t, output, "panic: "+c.want+"\n", ".explode(")
-				check(t, "the others got the panic", strings.Contains(output, "WRONG"), false)
-				check(t, "goroutines in doCall", len(tracesIn(output, "", ".doCall(")), 1)
-				return
-			}
-			synctest.Test(t, func(t *testing.T) {
-				var g Group
-				ctx, cancel := context.WithCancel(t.Context())
-				defer cancel()
-				j, value := newJob(), &lastWords{&g, make(chan struct{}), c.want}
-				if c.fn == nil {
-					c.fn = panics(value)
-				}
-				// The others get the panic, but not the goroutine of fn, which stays in it.
-				others := make(map[way][]<-chan answer)
-				leader := j.lead(t, c.lead, ctx, &g, key)
-				if c.lead != byDo {
-					others[c.lead] = append(others[c.lead], leader)
-				}
-				for _, by := range c.joins {
-					others[by] = append(others[by], join(t, by, t.Context(), &g, key))
-				}
-				if c.forgotten {
-					g.Forget(key)
-				}
-				if c.left {
-					cancel()
-					answered(t, result(nil, context.Canceled, false), leader)
-					delete(others, c.lead)
-				}
-				j.end <- c.fn
-				for _, ch := range slices.Concat(others[byDo], others[byDoContext]) {
-					if a := <-ch; a.how != didPanic || a.val.(*panicError).value != any(value) {
-						fmt.Printf("WRONG: %+v\n", a)
-					}
-				}
-				close(value.over)
-				synctest.Wait()
-				for _, ch := range others[byDoChan] {
-					fmt.Printf("WRONG: %+v\n", <-ch)
-				}
-			})
-			fmt.Println("WRONG: alive")
-		})
-	}
-}
-
-// Typed results.
-
-type (
-	named    int
-	stringer struct{ s string }
-)
-
-func (s *stringer) String() string { return s.s }
-
-// typedCase returns a check that callers that want a V get want and wantErr when a call
-// returned val and err. A wantErr that is nil where want does not match is a mismatch.
-func typedCase[V any](val any, err error, want V, wantErr error) func(t *testing.T, key string) {
-	return func(t *testing.T, key string) {
-		t.Helper()
-		synctest.Test(t, func(t *testing.T) {
-			var g Group
-			j := newJob()
-			leader := j.lead(t, byDo, nil, &g, key)
-			var callers []<-chan answer
-			for _, do := range []func() (V, error, bool){
-				func() (V, error, bool) { return Do(&g, key, func() (v V, err error) { return }) },
-				func() (V, error, bool) {
-					return DoContext(t.Context(), &g, key, func(context.Context) (v V, err error) { return })
-				},
-			} {
-				callers = append(callers, attempt(func() (any, error, bool) {
-					v, err, shared := do()
-					return &v, err, shared // v may not be comparable
-				}))
-			}
-			synctest.Wait()
-			j.end <- returns(val, err)
-			<-leader
-			for _, ch := range callers {
-				a := <-ch
-				if got := *a.val.(*V); a.how != didReturn || !a.shared || !reflect.DeepEqual(got, want) {
-					t.Errorf("%v of %T: got %v, %+v; want %v", reflect.TypeFor[V](), val, got, a, want)
-				}
-				if wantErr == errMismatch {
-					if a.err == nil {
-						t.Fatalf("%v of %T: no error", reflect.TypeFor[V](), val)
-					}
-					shortened := key
-					if len(key) > 64 {
-						shortened = key[:64] + "…"
-					}
-					check(t, "error", a.err.Error(), fmt.Sprintf("singleflight: call of key %q returned a value of type %T, not %s",
-						shortened, val, reflect.TypeFor[V]()))
-					check(t, "the error is valid UTF-8", utf8.ValidString(a.err.Error()), true)
-					continue
-				}
-				check(t, "error", a.err, wantErr)
-			}
-		})
-	}
-}
-
-var errMismatch = errors.New("a mismatch")
-
-func TestTypedResults(t *testing.T) {
-	errFn := errors.New("fn's")
-	one := &stringer{"one"}
-	for _, check := range []func(*testing.T, string){
-		typedCase(7, nil, 7, nil),
-		typedCase(named(7), nil, named(7), nil),
-		typedCase(one, nil, one, nil),
-		typedCase[fmt.Stringer](one, nil, one, nil),
-		typedCase[any](7, nil, 7, nil),
-		typedCase[error](errFn, nil, errFn, nil),
-		// nil, of a type that can be nil
-		typedCase[*stringer](nil, nil, nil, nil),
-		typedCase[fmt.Stringer](nil, nil, nil, nil),
-		typedCase[[]byte](nil, nil, nil, nil),
-		typedCase[map[string]int](nil, nil, nil, nil),
-		typedCase[chan int](nil, nil, nil, nil),
-		typedCase[func()](nil, nil, nil, nil),
-		typedCase[unsafe.Pointer](nil, nil, nil, nil),
-		// and of one that cannot
-		typedCase(nil, nil, 0, errMismatch),
-		typedCase(nil, nil, "", errMismatch),
-		typedCase(nil, nil, stringer{}, errMismatch),
-		typedCase(nil, nil, [0]int{}, errMismatch),
-		// beside an error
-		typedCase(7, errFn, 7, errFn),
-		typedCase("seven", errFn, 0, errFn),
-		typedCase[fmt.Stringer](one, errFn, one, errFn),
-		typedCase[fmt.Stringer](7, errFn, nil, errFn),
-		// of another type
-		typedCase("seven", nil, 0, errMismatch),
-		typedCase(named(7), nil, 0, errMismatch),
-		typedCase[*stringer](*one, nil, nil, errMismatch),
-		typedCase[fmt.Stringer](*one, nil, nil, errMismatch),
-		typedCase[[]byte]("seven", nil, nil, errMismatch),
-	} {
-		check(t, key)
-	}
-	for _, key := range []string{
-		"", `say "when"`, "\xff\x00\n", strings.Repeat("k", 64), strings.Repeat("k", 65),
-		strings.Repeat("\xff", 1<<20), "x" + strings.Repeat("語", 1<<20),
-	} {
-		typedCase("seven", nil, 0, errMismatch)(t, key)
-	}
-}
-
-func TestTypedFunctionsRunFn(t *testing.T) {
-	var g Group
-	v, err, shared := Do(&g, key, func() (int, error) { return 7, io.EOF })
-	check(t, "Do", result(v, err, shared), result(7, io.EOF, false))
-	ctx := context.WithValue(t.Context(), playedKey{}, 8)
-	v, err, shared = DoContext(ctx, &g, key, func(ctx context.Context) (int, error) { return ctx.Value(playedKey{}).(int), io.EOF })
-	check(t, "DoContext", result(v, err, shared), result(8, io.EOF, false))
-}
-
-// Order under the lock.
-
-// With a second processor, the first to be told finds the others still being told.
-func TestManyAreToldUnderNoLock(t *testing.T) {
-	for i := range 20 {
-		synctest.Test(t, func(t *testing.T) {
-			var g Group
-			var once sync.Once
-			j := newJob()
-			ctx, cancel := context.WithCancel(t.Context())
-			_, s := j.lead(t, byDoContext, ctx, &g, key), g.stripe(key)
-			look := func() {
-				locked := s.mu.TryLock()
-				check(t, "the lock can be taken", locked, true)
-				check(t, "calls that can be joined", s.n, 0)
-				check(t, "the call is in flight", i%2 == 0 && !j.ctx.Value(nodeKey{}).(*node).ended.Load(), false)
-				if locked {
-					s.mu.Unlock()
-				}
-			}
-			for range 1000 {
-				if i%2 == 0 {
-					go func() { g.Do(key, unwanted(t).plain()); once.Do(look) }()
-				} else {
-					context.AfterFunc(j.ctx, func() { once.Do(look) })
-				}
-			}
-			synctest.Wait()
-			if i%2 == 1 {
+		leader := goCall(func() (any, error, bool) {
+			return g.DoContext(hookContext{ctx, use}, "key", func(ctx context.Context) (any, error) {
+				ctx.Value(ctxKey{})
+				context.AfterFunc(ctx, func() { use("") })
 				cancel()
-				synctest.Wait()
-			}
-			j.end <- returns(1, nil)
-			synctest.Wait()
-			cancel()
-		})
-	}
-}
-
-func TestCallerThatIsTooLateToLeaveWaits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var g Group
-		j := newJob()
-		ctx, cancel := context.WithCancel(t.Context())
-		caller := j.lead(t, byDoContext, ctx, &g, key)
-		with(&g, key, func(c *call) { c.ended = true }) // as between the end and the outcome
-		cancel()
-		waiting(t, caller)
-		j.end <- returns(1, nil)
-		answered(t, result(1, nil, false), caller)
-	})
-}
-
-// A busyContext's methods call back whenever they are called.
-type busyContext struct {
-	context.Context
-	done, err, value func()
-}
-
-func (c *busyContext) Done() <-chan struct{} { c.done(); return c.Context.Done() }
-func (c *busyContext) Err() error            { c.err(); return c.Context.Err() }
-func (c *busyContext) Value(key any) any     { c.value(); return c.Context.Value(key) }
-
-// TestUsersCodeRunsUnderNoLock has fn, the methods of a context, what a context's
-// cancellation calls, and a panic's value take every lock and use the Group.
-func TestUsersCodeRunsUnderNoLock(t *testing.T) {
-	var g Group
-	outer := newJob()
-	outside := outer.lead(t, byDoContext, t.Context(), &g, "outer")
-	var used atomic.Int32
-	use := func() {
-		used.Add(1)
-		inFlight(t)
-		g.ForgetUnshared(key)
-		g.DoContext(outer.ctx, "another", returns(nil, nil))
-		g.Forget(key)
-		g.Do(key, returns(nil, nil).plain())
-	}
-	for _, parent := range []context.Context{context.Background(), outer.ctx} {
-		used.Store(0)
-		ctx, cancel := context.WithCancel(parent)
-		called := make(chan bool)
-		_, err, _ := g.DoContext(&busyContext{ctx, use, use, use}, key, func(ctx context.Context) (any, error) {
-			use()
-			ctx.Value(playedKey{})
-			context.AfterFunc(ctx, func() { use(); close(called) })
-			cancel()
-			<-ctx.Done()
-			return nil, nil
-		})
-		<-called
-		check(t, "error", err, context.Canceled)
-		if used.Load() < 6 {
-			t.Errorf("only %d calls of the user's code", used.Load())
-		}
-	}
-	outer.end <- returns(nil, nil)
-	<-outside
-}
-
-func TestContextWhoseMethodsPanicLeavesNoTrace(t *testing.T) {
-	nothing, boom := func() {}, func() { panic("of the context's") }
-	synctest.Test(t, func(t *testing.T) {
-		var g Group
-		jobs, outside := leadAll(t, &g, "outer", key)
-		for name, ctx := range map[string]*busyContext{
-			"Done":  {jobs[0].ctx, boom, nothing, nothing},
-			"Err":   {jobs[0].ctx, nothing, boom, nothing},
-			"Value": {jobs[0].ctx, nothing, nothing, boom},
-		} {
-			for _, k := range []string{key, "unknown"} {
-				answered(t, answer{how: didPanic, val: "of the context's"}, ask(byDoContext, ctx, &g, k, unwanted(t)))
-			}
-			check(t, name+": calls in flight, and callers", [2]int{inFlight(t), callersOf(&g, key)}, [2]int{2, 1})
-		}
-		for i, j := range jobs {
-			j.end <- returns(i, nil)
-			answered(t, result(i, nil, false), outside[i])
-		}
-	})
-}
-
-// Waits within fns, as far as two keys and few steps do not show them.
-
-// refused checks that DoContext returns ErrRecursive.
-func refused(t *testing.T, ctx context.Context, g *Group, keys ...string) {
-	t.Helper()
-	for _, k := range keys {
-		v, err, shared := g.DoContext(ctx, k, unwanted(t))
-		check(t, "answer in "+k, result(v, err, shared), result(nil, ErrRecursive, false))
-	}
-}
-
-// leadAll starts a call of each key, each with a job.
-func leadAll(t *testing.T, g *Group, keys ...string) (jobs []*job, outside []<-chan answer) {
-	for _, k := range keys {
-		j := newJob()
-		jobs, outside = append(jobs, j), append(outside, j.lead(t, byDoContext, t.Context(), g, k))
-	}
-	return jobs, outside
-}
-
-func TestCycleOfThreeInTwoGroups(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var g, h Group
-		ab, outside := leadAll(t, &g, "a", "b")
-		c := newJob()
-		outside = append(outside, c.lead(t, byDoContext, t.Context(), &h, "c"))
-		inside := []<-chan answer{join(t, byDoContext, ab[0].ctx, &g, "b"), join(t, byDoContext, ab[1].ctx, &h, "c")}
-		derived, cancel := context.WithTimeout(context.WithValue(c.ctx, playedKey{}, 1), time.Hour)
-		defer cancel()
-		for _, ctx := range []context.Context{c.ctx, derived, context.WithoutCancel(c.ctx)} {
-			refused(t, ctx, &g, "a", "b")
-			refused(t, ctx, &h, "c")
-		}
-		check(t, "a is shared, though no caller joined", g.ForgetUnshared("a"), true)
-		c.end <- returns("c", nil)
-		answered(t, result("c", nil, true), outside[2], inside[1])
-		ab[1].end <- returns("b", nil)
-		answered(t, result("b", nil, true), outside[1], inside[0])
-		ab[0].end <- returns("a", nil)
-		answered(t, result("a", nil, false), outside[0])
-	})
-}
-
-func TestEachWaitOfAnFnCounts(t *testing.T) {
-	a, b, c := new(node), new(node), new(node)
-	for range 2 {
-		check(t, "a waits for b", a.wait(b), true)
-	}
-	for range 2 {
-		check(t, "b waits for a", b.wait(a), false)
-		check(t, "b waits for itself", b.wait(b), false)
-		a.unwait(b)
-	}
-	check(t, "b waits for a, which has stopped", b.wait(a), true)
-	check(t, "a waits for b", a.wait(b), false)
-	a.ended.Store(true) // after a goroutine of its fn saw that it had not
-	check(t, "c waits for b", c.wait(b), true)
-	check(t, "an ended call waits for c", a.wait(c), true)
-}
-
-func TestOneOfTwoCallsThatAskForEachOtherIsRefused(t *testing.T) {
-	for range 20 {
-		a, b := new(node), new(node)
-		wait := func(n, m *node) <-chan answer {
-			return attempt(func() (any, error, bool) { return n.wait(m), nil, false })
-		}
-		graph.Lock()
-		first, second := wait(a, b), wait(b, a)
-		eventually(t, "both at the mutex", func() bool { return len(goroutines("[sync.Mutex.Lock", "(*node).wait(")) == 2 })
-		for start := time.Now(); time.Since(start) < 3*time.Millisecond; {
-			graph.Unlock() // whoever waits for 1 ms gets it next, so that they would take turns
-			graph.Lock()
-		}
-		graph.Unlock()
-		check(t, "the answers are alike", (<-first).val == (<-second).val, false)
-	}
-}
-
-// An ended call waits for nothing, even if a goroutine of its fn still waits, and what
-// that goroutine noted is what is taken back.
-func TestEndedCallIsNoLink(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var g Group
-		jobs, outside := leadAll(t, &g, "a", "b", "c")
-		a, b, c := jobs[0], jobs[1], jobs[2]
-		toA := join(t, byDoContext, c.ctx, &g, "a")
-		late := join(t, byDoContext, context.WithoutCancel(a.ctx), &g, "b")
-		refused(t, b.ctx, &g, "c")
-		a.end <- returns("a", nil)
-		answered(t, result("a", nil, true), outside[0], toA)
-		waiting(t, late)
-		back := join(t, byDoContext, b.ctx, &g, "c")
-		kept := context.WithoutCancel(a.ctx)
-		alive := join(t, byDoContext, kept, &g, "b") // as from outside
-		c.end <- returns("c", nil)
-		answered(t, result("c", nil, true), outside[2], back)
-		b.end <- returns("b", nil)
-		answered(t, result("b", nil, true), outside[1], late, alive)
-		graph.Lock()
-		defer graph.Unlock()
-		for _, j := range jobs {
-			n := j.ctx.Value(nodeKey{}).(*node)
-			check(t, "waits and waiters in the end", len(n.waits)+n.waiters, 0)
-		}
-	})
-}
-
-// When the last caller leaves and fn learns of it, its wait must be over: fn may ask for
-// the call that was waiting. The mutex of the graph stops the leaver.
-func TestWaitIsOverBeforeFnIsCanceled(t *testing.T) {
-	var g Group
-	a, b := newJob(), newJob()
-	outside := a.lead(t, byDoContext, t.Context(), &g, "a")
-	ctx, cancel := context.WithCancel(a.ctx)
-	inside := b.lead(t, byDoContext, ctx, &g, "b")
-	graph.Lock()
-	cancel()
-	eventually(t, "the leaver at the mutex", func() bool {
-		return len(goroutines("[sync.Mutex.Lock", "(*Group).DoContext(")) > 0
-	})
-	check(t, "error of fn's context before the wait is over", b.ctx.Err(), nil)
-	graph.Unlock()
-	<-b.ctx.Done()
-	back := join(t, byDoContext, context.WithoutCancel(b.ctx), &g, "a")
-	answered(t, result(nil, context.Canceled, false), inside)
-	a.end <- returns("a", nil)
-	answered(t, result("a", nil, true), outside, back)
-	b.end <- returns("b", nil)
-}
-
-// A call that no fn waits for costs no search, so that 2,000 callers within one fn and
-// 2,000 calls that wait for it hold nobody up.
-func TestHubIsNotSearchedForNothing(t *testing.T) {
-	const n = 2000
-	synctest.Test(t, func(t *testing.T) {
-		var g Group
-		jobs, outside := leadAll(t, &g, "hub", "aside")
-		end := make(chan bool)
-		for i := range n {
-			ask(byDoContext, jobs[0].ctx, &g, fmt.Sprint("leaf", i), func(context.Context) (any, error) { <-end; return nil, nil })
-			outside = append(outside, ask(byDoContext, t.Context(), &g, fmt.Sprint("spoke", i), func(ctx context.Context) (any, error) {
-				v, err, _ := g.DoContext(ctx, "hub", unwanted(t))
-				return v, err
-			}))
-		}
-		synctest.Wait()
-		hub, aside := jobs[0].ctx.Value(nodeKey{}).(*node), jobs[1].ctx.Value(nodeKey{}).(*node)
-		check(t, "waits and waiters of the hub", [2]int{len(hub.waits), hub.waiters}, [2]int{n, n})
-		refused(t, jobs[0].ctx, &g, "spoke1")
-		// A search would look at the n waits of the hub.
-		check(t, "allocations of a wait for the hub", testing.AllocsPerRun(10, func() {
-			if aside.wait(hub) {
-				aside.unwait(hub)
-			}
-		}), 0)
-		short, cancel := context.WithTimeout(jobs[1].ctx, 50*time.Millisecond)
-		defer cancel()
-		answered(t, result(nil, context.DeadlineExceeded, false), ask(byDoContext, short, &g, "hub", unwanted(t)))
-		close(end)
-		jobs[0].end <- returns("hub", nil)
-		jobs[1].end <- returns("hub", nil)
-		for _, ch := range outside {
-			check(t, "value", (<-ch).val, any("hub"))
-		}
-	})
-}
-
-// Each call of a layer waits for both of the next, so that there are far too many ways
-// through all layers to go them one by one.
-func TestSearchLooksAtEachCallOnce(t *testing.T) {
-	var layers [64][2]*node
-	for i := range layers {
-		layers[i] = [2]*node{new(node), new(node)}
-	}
-	for i := range len(layers) - 1 {
-		for _, n := range layers[i] {
-			for _, m := range layers[i+1] {
-				check(t, "wait", n.wait(m), true)
-			}
-		}
-	}
-	check(t, "a wait from the last to the first", layers[63][0].wait(layers[0][0]), false)
-	check(t, "a wait from another", new(node).wait(layers[0][0]), true)
-	layers[31][0].ended.Store(true)
-	layers[31][1].ended.Store(true)
-	check(t, "a wait from the last to the first, of which one between has ended", layers[63][0].wait(layers[0][0]), true)
-}
-
-func TestCallsThatNestNothingLeaveTheGraphAlone(t *testing.T) {
-	graph.Lock()
-	defer graph.Unlock()
-	var g Group
-	j := newJob()
-	ctx, cancel := context.WithCancel(t.Context())
-	callers := []<-chan answer{j.lead(t, byDoContext, t.Context(), &g, key), join(t, byDoContext, t.Context(), &g, key)}
-	leaver := join(t, byDoContext, ctx, &g, key)
-	cancel()
-	answered(t, result(nil, context.Canceled, false), leaver)
-	kept := context.WithoutCancel(j.ctx)
-	j.end <- returns(1, nil)
-	answered(t, result(1, nil, true), callers...)
-	// The call has ended, so that its context makes no call a nested one.
-	answered(t, result(2, nil, false), ask(byDoContext, kept, &g, key, returns(2, nil)))
-}
-
-// Fuzz targets.
-
-func FuzzSchedules(f *testing.F) {
-	places := newPlaces()
-	r := rand.NewChaCha8([32]byte{})
-	for i := range 400 {
-		b := make([]byte, 60+i%4) // with contexts that are tied to others, or not
-		r.Read(b)
-		f.Add(b)
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		play(t, places, &model{variant: len(b), untied: len(b)%4 > 1}, func(p *player) { p.choose(b) })
-	})
-}
-
-func FuzzKeys(f *testing.F) {
-	for _, k := range []string{"", "a", "a\x00", "\xff", "ключ", strings.Repeat("k", 5000), strings.Repeat("k", 1<<20)} {
-		f.Add(k, k)
-		f.Add(k, k+"\x00")
-		f.Add("\xfe"+k, "\xff"+k)
-	}
-	f.Fuzz(func(t *testing.T, a, b string) {
-		var g, other Group
-		end := make(chan bool)
-		fn := func(v string) func() (any, error) {
-			return func() (any, error) { <-end; return v, nil }
-		}
-		cha, chb, cho := g.DoChan(a, fn("a")), g.DoChan(b, fn("b")), other.DoChan(a, fn("other"))
-		close(end)
-		want := Result{"b", nil, false}
-		if a == b {
-			want = Result{"a", nil, true}
-		}
-		check(t, "first", <-cha, Result{"a", nil, a == b})
-		check(t, "second", <-chb, want)
-		check(t, "other Group", <-cho, Result{"other", nil, false})
-	})
-}
-
-// FuzzTable adds and removes calls of few different hashes, and compares the table with
-// a map.
-func FuzzTable(f *testing.F) {
-	for _, n := range []int{80, 320, 800} {
-		script := make([]byte, n)
-		r := rand.New(rand.NewPCG(uint64(n), 0))
-		for i := range script {
-			script[i] = byte(r.Uint32())
-			if mostly := r.IntN(4) > 0; i < n/2 == mostly { // calls come, then they go
-				script[i] |= 1
-			} else {
-				script[i] &^= 1
-			}
-		}
-		f.Add(script)
-	}
-	f.Fuzz(func(t *testing.T, script []byte) {
-		type id struct {
-			hash uint64
-			g    *Group
-			key  string
-		}
-		var s stripe
-		var groups [5]Group
-		var ids []id
-		size := 0
-		model := make(map[id]*call)
-		for i, b := range script {
-			if b&1 != 0 {
-				id := id{uint64(b>>1) << (30 + i%3), &groups[i%5], strconv.Itoa(i % 7)}
-				check(t, "call found before it comes", s.find(id.hash, id.g, id.key), model[id])
-				if model[id] == nil {
-					model[id] = s.start(id.hash, id.g, id.key)
-					ids = append(ids, id)
-				}
-			} else if len(ids) > 0 {
-				j := int(b>>1) % len(ids)
-				id := ids[j]
-				check(t, "call found", s.find(id.hash, id.g, id.key), model[id])
-				s.remove(model[id])
-				check(t, "call found after it went", s.find(id.hash, id.g, id.key), nil)
-				delete(model, id)
-				ids = slices.Delete(ids, j, j+1)
-			}
-			if 4*len(model) > 3*size {
-				size = max(2*size, 8)
-			} else if size > 8 && 4*len(model) < size {
-				size /= 2
-			}
-			check(t, "calls and slots", [2]int{s.n, len(s.slots)}, [2]int{len(model), size})
-			s.sound(t)
-		}
-	})
-}
-
-func TestKeysAndGroupsSpread(t *testing.T) {
-	const n = 1 << 16
-	var g Group
-	dense := make([]Group, n)
-	sparse := make([]struct {
-		Group
-		_ [1016]byte
-	}, n)
-	for name, lock := range map[string]func(i int) (*stripe, uint64, *call){
-		"keys of a Group":              func(i int) (*stripe, uint64, *call) { return g.lock(strconv.Itoa(i)) },
-		"a key in Groups side by side": func(i int) (*stripe, uint64, *call) { return dense[i].lock(key) },
-		"a key in Groups far apart":    func(i int) (*stripe, uint64, *call) { return sparse[i].lock(key) },
-	} {
-		inStripe, inSlot := make(map[*stripe]int), make(map[[2]any]int)
-		for i := range n {
-			s, hash, _ := lock(i)
-			s.mu.Unlock()
-			inStripe[s]++
-			inSlot[[2]any{s, home(hash) & 511}]++
-		}
-		// On the average 256 in a stripe, and one for every second slot.
-		most, mostInSlot := slices.Max(slices.Collect(maps.Values(inStripe))), slices.Max(slices.Collect(maps.Values(inSlot)))
-		if len(inStripe) != len(stripes) || most > 512 || mostInSlot > 12 {
-			t.Errorf("%s: up to %d in one of %d stripes, up to %d in a slot", name, most, len(inStripe), mostInSlot)
-		}
-	}
-}
-
-func TestHashIsSeededPerProcess(t *testing.T) {
-	if inChild() {
-		// The address of a Group, which is a variable of the program, can be the same.
-		s, hash, _ := bubbled.lock(key)
-		s.mu.Unlock()
-		fmt.Println("HASH", hash)
-		return
-	}
-	one, _ := child(t)
-	other, _ := child(t)
-	contains(t, one, "HASH ")
-	check(t, "the hash is the same in two processes", one == other, false)
-}
-
-// Benchmarks, to compare two versions with benchstat.
-
-func BenchmarkDo(b *testing.B) {
-	var g Group
-	fn := returns(nil, nil).plain()
-	for b.Loop() {
-		g.Do(key, fn)
-	}
-}
-
-func BenchmarkDoParallel(b *testing.B) {
-	var g Group
-	var goroutines atomic.Int64
-	fn := returns(nil, nil).plain()
-	b.RunParallel(func(pb *testing.PB) {
-		k := fmt.Sprint("key", goroutines.Add(1))
-		for pb.Next() {
-			g.Do(k, fn)
-		}
-	})
-}
-
-func BenchmarkDoChan(b *testing.B) {
-	var g Group
-	fn := returns(nil, nil).plain()
-	for b.Loop() {
-		<-g.DoChan(key, fn)
-	}
-}
-
-func BenchmarkDoContext(b *testing.B) {
-	var g Group
-	ctx, cancel := context.WithCancel(b.Context())
-	defer cancel()
-	for b.Loop() {
-		g.DoContext(ctx, key, func(ctx context.Context) (any, error) { return ctx.Done(), nil })
-	}
-}
-
-func BenchmarkJoined(b *testing.B) {
-	const callers = 1000
-	for _, by := range ways {
-		b.Run(fmt.Sprintf("by=%s/callers=%d", by, callers), func(b *testing.B) {
-			var g Group
-			fn := func(context.Context) (any, error) {
-				for callersOf(&g, key) < callers {
-					runtime.Gosched()
-				}
+				<-ctx.Done()
 				return nil, nil
-			}
-			for b.Loop() {
-				var wg sync.WaitGroup
-				for range callers {
-					wg.Go(func() { by.do(b.Context(), &g, key, fn) })
+			})
+		})
+		wantReturn(t, nil, context.Canceled, false, leader)
+		check(t, "uses, in Err twice, Done, Value and AfterFunc", uses.Load() >= 5, true)
+	})
+}
+
+func TestContextsMethodsMayPanic(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		f, leader := byDoContext.lead(t, g, "key")
+		before := inFlight(t)
+		for _, name := range []string{"Done", "Err", "Value"} {
+			ctx := hookContext{t.Context(), func(method string) {
+				if method == name {
+					panic("boom")
 				}
-				wg.Wait()
+			}}
+			want(t, result{how: "panicked", val: "boom"}, joinContext(ctx, g, "key"), joinContext(ctx, g, "unknown"))
+			check(t, "calls in flight", inFlight(t), before)
+		}
+		f.returns(1, nil)
+		wantReturn(t, 1, nil, false, leader)
+	})
+}
+
+// BenchmarkNested shows what the graph of waits costs: the difference between the two. There
+// are 6,000 calls at once. Each waits for ten of those before it, and the first takes 50 ms.
+func BenchmarkNested(b *testing.B) {
+	const calls = 6000
+	var deps [calls + 1][]int // the last is all calls
+	r := rand.New(rand.NewPCG(0, 0))
+	for n := range calls {
+		for range min(n, 10) {
+			deps[n] = append(deps[n], r.IntN(n))
+		}
+		deps[calls] = append(deps[calls], n)
+	}
+	for _, contexts := range []string{"fn", "none"} {
+		b.Run("contexts="+contexts, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				var g Group
+				var done [calls]atomic.Bool
+				var get func(ctx context.Context, n int)
+				get = func(ctx context.Context, n int) {
+					var wg sync.WaitGroup
+					for _, n := range slices.DeleteFunc(slices.Clone(deps[n]), func(n int) bool { return done[n].Load() }) {
+						wg.Go(func() {
+							g.DoContext(ctx, strconv.Itoa(n), func(ctx context.Context) (any, error) {
+								if contexts == "none" {
+									ctx = context.Background()
+								}
+								if n == 0 {
+									time.Sleep(50 * time.Millisecond)
+								}
+								get(ctx, n)
+								done[n].Store(true)
+								return nil, nil
+							})
+						})
+					}
+					wg.Wait()
+				}
+				get(b.Context(), calls)
 			}
 		})
 	}

@@ -234,8 +234,8 @@ func member(number, key, addr, backend string) {
 			answers <- must(v, err)
 		}()
 	}
-	// Those who have joined stand in the select of DoContext itself.
-	joined := regexp.MustCompile(`\[select[^]]*\]:\nexample\.com/singleflight\.\(\*Group\)\.DoContext\(`)
+	// Those who have joined stand in a select below DoContext.
+	joined := regexp.MustCompile(`\[select[^]]*\]:\n(?:.+\n)*?example\.com/singleflight\.\(\*Group\)\.DoContext\(`)
 	stacks, n := make([]byte, 8<<20), 0
 	for n < callers && len(answers) == 0 {
 		time.Sleep(time.Millisecond)
