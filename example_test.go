@@ -15,41 +15,47 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"testing"
+	"testing/synctest"
 	"time"
 
 	"example.com/singleflight"
 )
 
-// An HTTP handler serves the pages of a slow backend from a cache. A hundred clients
-// come, and the backend gets one request. fn looks into the cache again, since another
-// call may have filled it. It sets a timeout, since its context has no deadline. And it
-// recovers from its panics, since one would crash the process if all clients had left.
+// A hundred clients miss a cache at once, and the backend gets one request instead of a
+// hundred. fn looks into the cache again, as another call can have filled it. It sets a
+// timeout, as its context has no deadline. It recovers from its panics, as one would
+// crash the process if all clients had left.
 func Example_handler() {
-	var group singleflight.Group
+	var pages singleflight.GroupOf[string]
 	var cache sync.Map // from path to page; a real cache has limits
-	ask := func(_ context.Context, path string) (any, error) { fmt.Println("request:", path); return "news", nil }
-	get := func(ctx context.Context, path string) (any, error) {
+	fetch := func(_ context.Context, path string) (string, error) {
+		fmt.Println("request:", path)
+		return "the news", nil
+	}
+
+	get := func(ctx context.Context, path string) (string, error) {
 		if page, ok := cache.Load(path); ok {
-			return page, nil
+			return page.(string), nil
 		}
-		page, err, _ := group.DoContext(ctx, path, func(ctx context.Context) (page any, err error) {
+		load := func(ctx context.Context) (page string, err error) {
 			defer func() {
 				if r := recover(); r != nil {
 					err = fmt.Errorf("panic: %v\n\n%s", r, debug.Stack())
 				}
 			}()
 			if page, ok := cache.Load(path); ok {
-				return page, nil
+				return page.(string), nil
 			}
 			ctx, cancel := context.WithTimeout(ctx, time.Minute)
 			defer cancel()
-			page, err = ask(ctx, path)
+			page, err = fetch(ctx, path)
 			if err == nil {
 				cache.Store(path, page)
 			}
 			return page, err
-		})
-		return page, err
+		}
+		return pages.DoContext(ctx, path, load)
 	}
 	handler := func(w http.ResponseWriter, r *http.Request) {
 		page, err := get(r.Context(), r.URL.Path)
@@ -62,41 +68,135 @@ func Example_handler() {
 
 	var clients sync.WaitGroup
 	for range 100 {
-		clients.Go(func() { handler(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/news", nil)) })
+		clients.Go(func() {
+			r := httptest.NewRequest(http.MethodGet, "/news", nil)
+			handler(httptest.NewRecorder(), r)
+		})
 	}
 	clients.Wait()
 	// Output: request: /news
 }
 
-// The key contains everything that the result depends on, here the tenant and the
-// file. Quoting the parts keeps them apart: joined by + alone, these two keys would be
-// the same, and one tenant would get the file of the other. Strings are quoted with %q.
-// Integers are not, since many of them look the same under %q: use %d.
-func ExampleGroup_compoundKey() {
-	var group singleflight.Group
-	started := make(chan struct{})
-	read := func(tenant, file string, revision int) <-chan singleflight.Result {
-		key := fmt.Sprintf("%q %q %d", tenant, file, revision)
-		return group.DoChan(key, func() (any, error) {
-			<-started
-			return fmt.Sprintf("revision %d of file %s of tenant %s", revision, file, tenant), nil
+// Joined by + alone, the keys of these two callers would be the same, and one tenant
+// would get the file of the other. Quoting keeps the parts of a key apart. Strings are
+// quoted with %q. Integers take %d, as many of them look the same under %q.
+func Example_compoundKey() {
+	key := func(tenant, file string, revision int) string {
+		return fmt.Sprintf("%q %q %d", tenant, file, revision)
+	}
+
+	fmt.Println(key("acme", "2/plan", 7))
+	fmt.Println(key("acme2", "/plan", 7))
+	// Output:
+	// "acme" "2/plan" 7
+	// "acme2" "/plan" 7
+}
+
+// Outside a bubble, a test cannot know when callers have joined a call. In a bubble,
+// synctest.Wait returns when they have: all of them wait, and so does fn.
+func Example_testing() {
+	testJoin := func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			var users singleflight.GroupOf[string]
+			loads, answer := 0, make(chan string)
+			load := func() (string, error) {
+				loads++
+				return <-answer, nil
+			}
+			for range 10 {
+				go users.Do("42", load)
+			}
+			synctest.Wait() // until all callers have joined
+			answer <- "Ann"
+			synctest.Wait() // until all callers have returned
+			if loads != 1 {
+				t.Errorf("loads: got %d, want 1", loads)
+			}
+			fmt.Println("loads:", loads)
 		})
 	}
 
-	one, other := read("acme", "2/plan", 7), read("acme2", "/plan", 7)
-	close(started)
-	fmt.Println((<-one).Val)
-	fmt.Println((<-other).Val)
+	testJoin(new(testing.T)) // a test gets its own t
+	// Output: loads: 1
+}
+
+// A service that waits for its callers alone shuts down while fns are still running,
+// since fns can outlive their callers. So each fn counts itself, unless the service is
+// closed. One mutex guards both, so that no fn begins once Close waits.
+func Example_shutdown() {
+	var group singleflight.GroupOf[string]
+	var mu sync.Mutex
+	var closed bool
+	var running sync.WaitGroup
+	begin := func() error {
+		mu.Lock()
+		defer mu.Unlock()
+		if closed {
+			return errors.New("closed")
+		}
+		running.Add(1)
+		return nil
+	}
+	get := func(ctx context.Context, load func()) error {
+		_, err := group.DoContext(ctx, "key", func(context.Context) (string, error) {
+			if err := begin(); err != nil {
+				return "", err
+			}
+			defer running.Done()
+			load()
+			return "value", nil
+		})
+		return err
+	}
+	closeService := func() {
+		mu.Lock()
+		closed = true
+		mu.Unlock()
+		running.Wait()
+	}
+
+	ctx, hangUp := context.WithCancel(context.Background())
+	proceed := make(chan struct{})
+	fmt.Println("caller:", get(ctx, func() {
+		hangUp()
+		<-proceed
+		fmt.Println("fn is done")
+	}))
+	close(proceed)
+	closeService()
+	fmt.Println("late caller:", get(context.Background(), nil))
 	// Output:
-	// revision 7 of file 2/plan of tenant acme
-	// revision 7 of file /plan of tenant acme2
+	// caller: context canceled
+	// fn is done
+	// late caller: closed
+}
+
+// The callers of a call get the same slice, so one that sorts it sorts it for all. A
+// caller that changes a value clones it first. For maps, use maps.Clone.
+func Example_clone() {
+	var group singleflight.GroupOf[[]string]
+	joined := make(chan struct{})
+	load := func() ([]string, error) {
+		<-joined
+		return []string{"sync", "go", "cache"}, nil
+	}
+
+	one, other := group.DoChan("tags", load), group.DoChan("tags", load)
+	close(joined)
+	tags := slices.Clone((<-one).Val)
+	slices.Sort(tags)
+	fmt.Println("sorted:", tags)
+	fmt.Println("other caller:", (<-other).Val)
+	// Output:
+	// sorted: [cache go sync]
+	// other caller: [sync go cache]
 }
 
 // A caller misses the cache, but asks only after the call that fills it has ended. So
 // it starts a call of its own. fn looks into the cache again, and does not load the
 // value a second time.
-func ExampleGroup_Do() {
-	var group singleflight.Group
+func ExampleGroupOf_Do() {
+	var group singleflight.GroupOf[string]
 	var cache sync.Map // from id to name
 	loads := 0
 	name := func(id string, missed func()) (string, error) {
@@ -104,18 +204,14 @@ func ExampleGroup_Do() {
 			return name.(string), nil
 		}
 		missed()
-		v, err, _ := group.Do(id, func() (any, error) {
+		return group.Do(id, func() (string, error) {
 			if name, ok := cache.Load(id); ok {
-				return name, nil
+				return name.(string), nil
 			}
 			loads++
 			cache.Store(id, "Ann")
 			return "Ann", nil
 		})
-		if err != nil {
-			return "", err // v may be nil: do not assert its type
-		}
-		return v.(string), nil
 	}
 
 	another := func() { name("42", func() {}) } // comes and goes in the gap
@@ -126,39 +222,40 @@ func ExampleGroup_Do() {
 	// loads: 1
 }
 
-// A caller stops waiting when its own context is done, but the work goes on and is
-// finished. So fn makes a context of its own, with the values of the caller's and a
-// timeout. It recovers from its panics, since one would crash the process.
-func ExampleGroup_DoChan() {
-	var group singleflight.Group
-	answer, stored := make(chan string), make(chan string, 1)
-	load := func(context.Context) (any, error) {
-		report := <-answer // takes long
-		stored <- report
-		return report, nil
-	}
-	report := func(ctx context.Context) (any, error) {
-		results := group.DoChan("report", func() (v any, err error) {
+// The work must go on when its caller stops waiting. So fn makes a context of its own,
+// with the values of the caller's and a timeout. It recovers from its panics, as one
+// would crash the process.
+func ExampleGroupOf_DoChan() {
+	var group singleflight.GroupOf[string]
+	report := func(
+		ctx context.Context, load func(context.Context) string,
+	) (string, error) {
+		results := group.DoChan("report", func() (v string, err error) {
 			defer func() {
 				if r := recover(); r != nil {
 					err = fmt.Errorf("panic: %v\n\n%s", r, debug.Stack())
 				}
 			}()
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+			ctx := context.WithoutCancel(ctx)
+			ctx, cancel := context.WithTimeout(ctx, time.Minute)
 			defer cancel()
-			return load(ctx)
+			return load(ctx), nil
 		})
 		select {
 		case r := <-results:
 			return r.Val, r.Err
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return "", ctx.Err()
 		}
 	}
 
 	ctx, hangUp := context.WithCancel(context.Background())
 	hangUp()
-	_, err := report(ctx)
+	answer, stored := make(chan string), make(chan string)
+	_, err := report(ctx, func(context.Context) string {
+		stored <- <-answer
+		return "the report"
+	})
 	fmt.Println("caller:", err)
 	answer <- "the report"
 	fmt.Println("stored:", <-stored)
@@ -167,56 +264,14 @@ func ExampleGroup_DoChan() {
 	// stored: the report
 }
 
-// The caller that started the call hangs up. The other caller does not notice, since
-// fn uses the context that it is given and not that of the first caller. When all
-// callers have left, fn's context is canceled.
-func ExampleGroup_DoContext() {
-	var group singleflight.Group
-	answer, stopped := make(chan string), make(chan error, 1)
-	load := func(ctx context.Context) (any, error) {
-		select {
-		case report := <-answer:
-			return report, nil
-		case <-ctx.Done():
-			stopped <- ctx.Err()
-			return nil, ctx.Err()
-		}
-	}
-
-	request, hangUp := context.WithCancel(context.Background())
-	var other <-chan singleflight.Result
-	_, err, _ := group.DoContext(request, "report", func(ctx context.Context) (any, error) {
-		other = group.DoChan("report", nil) // another caller, whose fn is ignored
-		hangUp()
-		return load(ctx)
-	})
-	fmt.Println("first caller:", err)
-	answer <- "the report"
-	fmt.Println("other caller:", (<-other).Val)
-
-	request, hangUp = context.WithCancel(context.Background())
-	_, err, _ = group.DoContext(request, "report", func(ctx context.Context) (any, error) {
-		hangUp()
-		return load(ctx)
-	})
-	fmt.Println("only caller:", err)
-	fmt.Println("fn:", <-stopped)
-	// Output:
-	// first caller: context canceled
-	// other caller: the report
-	// only caller: context canceled
-	// fn: context canceled
-}
-
-// A cache is invalidated while a value is being loaded. Forget makes later callers
-// load the value again. But the forgotten fn still runs, and it would store a value
-// that is out of date. So fn stores nothing if the revision has changed since it began.
-func ExampleGroup_Forget() {
-	var group singleflight.Group
+// A forgotten fn still runs, and would store a value that is out of date. So fn stores
+// nothing if the revision has changed since it began.
+func ExampleGroupOf_Forget() {
+	var group singleflight.GroupOf[int]
 	var mu sync.Mutex // guards cache and revision
 	cache, revision := make(map[string]int), 0
 	get := func(key string, load func() (int, error)) (int, error) {
-		v, err, _ := singleflight.Do(&group, key, func() (int, error) {
+		return group.Do(key, func() (int, error) {
 			mu.Lock()
 			v, ok := cache[key]
 			before := revision
@@ -232,7 +287,6 @@ func ExampleGroup_Forget() {
 			}
 			return v, err
 		})
-		return v, err
 	}
 	invalidate := func(key string) {
 		mu.Lock()
@@ -242,29 +296,28 @@ func ExampleGroup_Forget() {
 		group.Forget(key)
 	}
 
-	reading, answer, ended := make(chan bool), make(chan int), make(chan bool)
-	oldPrice := func() (int, error) { close(reading); return <-answer, nil }
 	newPrice := func() (int, error) { return 12, nil }
-	go func() { get("price", oldPrice); close(ended) }()
-	<-reading
-	invalidate("price") // after it has changed
-	fmt.Println(get("price", newPrice))
-	answer <- 10
-	<-ended
+	oldPrice := func() (int, error) {
+		invalidate("price") // it changes while fn reads it
+		fmt.Println(get("price", newPrice))
+		return 10, nil
+	}
+	fmt.Println(get("price", oldPrice))
 	fmt.Println(get("price", newPrice))
 	// Output:
 	// 12 <nil>
+	// 10 <nil>
 	// 12 <nil>
 }
 
-// This fn heeds no context, so nothing ends it when it is stuck. A timer forgets the
+// Nothing ends this fn when it is stuck, as it heeds no context. A timer forgets the
 // key, and the next caller starts a new call. If the timer fires when fn has just
 // ended, it can forget the next call instead, and then one more call starts.
-func ExampleGroup_Forget_timer() {
-	var group singleflight.Group
+func ExampleGroupOf_Forget_timer() {
+	var group singleflight.GroupOf[string]
 	forgotten := make(chan bool, 1)
-	report := func(read func() string) <-chan singleflight.Result {
-		return group.DoChan("report", func() (any, error) {
+	report := func(read func() string) <-chan singleflight.ResultOf[string] {
+		return group.DoChan("report", func() (string, error) {
 			timer := time.AfterFunc(time.Millisecond, func() {
 				group.Forget("report")
 				forgotten <- true
@@ -286,13 +339,47 @@ func ExampleGroup_Forget_timer() {
 	// stuck caller: a late report
 }
 
-// A caller that gives up forgets its call unless another has joined it. Forget would
-// forget a joined call, too, and the next caller would repeat work that is under way.
-func ExampleGroup_ForgetUnshared() {
-	var group singleflight.Group
+// A caller that must see its own write can join a call that read before it. So fn
+// forgets its key before it reads: no caller joins after that. The lock lets one fn of
+// the key read at a time, so that the callers that come meanwhile share the next call.
+func ExampleGroupOf_Forget_ownWrite() {
+	var group singleflight.GroupOf[int64]
+	var mu sync.Mutex // of the key "balance"
+	balance := func(read func() int64) <-chan singleflight.ResultOf[int64] {
+		return group.DoChan("balance", func() (int64, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			group.Forget("balance")
+			return read(), nil
+		})
+	}
+
+	var stored atomic.Int64
+	reading, proceed := make(chan struct{}), make(chan struct{})
+	early := balance(func() int64 {
+		v := stored.Load()
+		close(reading)
+		<-proceed
+		return v
+	})
+	<-reading
+	stored.Store(12)
+	own := balance(stored.Load)
+	close(proceed)
+	fmt.Println("early caller:", (<-early).Val)
+	fmt.Println("caller that wrote:", (<-own).Val)
+	// Output:
+	// early caller: 0
+	// caller that wrote: 12
+}
+
+// Forget by a caller that gives up would also forget a joined call, and the next caller
+// would repeat work that is under way. ForgetUnshared does not.
+func ExampleGroupOf_ForgetUnshared() {
+	var group singleflight.GroupOf[string]
 	answer := make(chan struct{})
-	lookup := func(host string) <-chan singleflight.Result {
-		return group.DoChan(host, func() (any, error) {
+	lookup := func(host string) <-chan singleflight.ResultOf[string] {
+		return group.DoChan(host, func() (string, error) {
 			<-answer
 			return "the address of " + host, nil
 		})
@@ -345,46 +432,20 @@ func ExampleResult() {
 	// spared: 9
 }
 
-// The callers of a call get the same slice, not copies. A caller that changes it
-// clones it first: otherwise the others would see the change. For maps, use maps.Clone.
-func ExampleDo() {
-	var group singleflight.Group
-	started, joined := make(chan struct{}), make(chan struct{})
-	load := func() ([]string, error) {
-		close(started)
-		<-joined
-		return []string{"sync", "go", "cache"}, nil
-	}
-
-	var other <-chan singleflight.Result
-	go func() {
-		<-started
-		other = group.DoChan("tags", func() (any, error) { return load() })
-		close(joined)
-	}()
-	tags, err, _ := singleflight.Do(&group, "tags", load)
-	tags = slices.Clone(tags)
-	slices.Sort(tags)
-	fmt.Println("sorted:", tags, err)
-	fmt.Println("other caller:", (<-other).Val)
-	// Output:
-	// sorted: [cache go sync] <nil>
-	// other caller: [sync go cache]
-}
-
-// fn's context has no deadline, even if every caller's has one, and is not canceled
-// while callers keep coming. So fn sets a timeout. It marks its errors, so that a caller
-// can tell fn's timeout from its own.
-func ExampleDoContext_timeout() {
-	var group singleflight.Group
+// A timeout can be fn's or the caller's, and errors.Is cannot tell which. So fn marks
+// its errors. It sets a timeout, as its context has no deadline, even if every caller's
+// has one, and is not canceled while callers keep coming.
+func ExampleGroupOf_DoContext_timeout() {
+	var group singleflight.GroupOf[string]
 	errBackend := errors.New("backend failed")
 	ask := func(ctx context.Context, limit time.Duration) {
-		_, err, _ := singleflight.DoContext(ctx, &group, "report", func(ctx context.Context) (string, error) {
+		load := func(ctx context.Context) (string, error) {
 			ctx, cancel := context.WithTimeout(ctx, limit)
 			defer cancel()
 			<-ctx.Done() // a backend that does not answer
 			return "", fmt.Errorf("%w: %w", errBackend, ctx.Err())
-		})
+		}
+		_, err := group.DoContext(ctx, "report", load)
 		switch {
 		case errors.Is(err, errBackend):
 			fmt.Println("fn's own:", err)
@@ -394,18 +455,56 @@ func ExampleDoContext_timeout() {
 	}
 
 	ask(context.Background(), time.Millisecond)
-	request, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
 	defer cancel()
-	ask(request, time.Hour)
+	ask(ctx, time.Hour)
 	// Output:
 	// fn's own: backend failed: context deadline exceeded
 	// the caller's: context deadline exceeded
 }
 
-// Files include other files, so an fn asks for other keys. It passes on the context
-// that it was given, so a cycle is reported as ErrRecursive. With the context of the
-// first caller, or with Do, the calls would wait for each other forever.
-func ExampleDoContext_recursion() {
+// A caller that joins late gets what is left of fn's time limit. So fn limits each
+// attempt, not the call, and tries again while its context lives. The deadlines of the
+// callers end it: its context is canceled when all have left.
+func ExampleGroupOf_DoContext_retry() {
+	var group singleflight.GroupOf[string]
+	get := func(
+		ctx context.Context, ask func(context.Context) (string, error),
+	) (string, error) {
+		load := func(ctx context.Context) (string, error) {
+			for {
+				attempt, cancel := context.WithTimeout(ctx, time.Millisecond)
+				v, err := ask(attempt)
+				cancel()
+				late := errors.Is(err, context.DeadlineExceeded)
+				if !late || ctx.Err() != nil {
+					return v, err
+				}
+			}
+		}
+		return group.DoContext(ctx, "report", load)
+	}
+
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	attempts := 0
+	fmt.Println(get(ctx, func(ctx context.Context) (string, error) {
+		if attempts++; attempts < 3 {
+			<-ctx.Done()
+			return "", ctx.Err()
+		}
+		return "the report", nil
+	}))
+	fmt.Println("attempts:", attempts)
+	// Output:
+	// the report <nil>
+	// attempts: 3
+}
+
+// Files that include one another would wait for each other forever in Do, or with the
+// context of the first caller. fn passes on the context that it was given, so a cycle
+// is reported as ErrRecursive.
+func ExampleGroupOf_DoContext_recursion() {
 	includes := map[string][]string{
 		"app.conf":   {"db.conf", "log.conf"},
 		"db.conf":    {"log.conf"},
@@ -413,10 +512,10 @@ func ExampleDoContext_recursion() {
 		"right.conf": {"left.conf"},
 	}
 
-	var group singleflight.Group
+	var group singleflight.GroupOf[int]
 	var size func(ctx context.Context, name string) (int, error)
 	size = func(ctx context.Context, name string) (int, error) {
-		n, err, _ := singleflight.DoContext(ctx, &group, name, func(ctx context.Context) (int, error) {
+		return group.DoContext(ctx, name, func(ctx context.Context) (int, error) {
 			sum := 1
 			for _, include := range includes[name] {
 				n, err := size(ctx, include)
@@ -427,7 +526,6 @@ func ExampleDoContext_recursion() {
 			}
 			return sum, nil
 		})
-		return n, err
 	}
 
 	ctx := context.Background()
@@ -439,21 +537,20 @@ func ExampleDoContext_recursion() {
 	// cycle: true
 }
 
-// fn starts a goroutine that asks for fn's key. A context that comes from fn's counts
-// as fn, even without its cancellation, and fn would wait for itself. A context that
-// comes from the request does not.
-func ExampleDoContext_background() {
-	var group singleflight.Group
+// A goroutine that fn starts is refused fn's key if its context comes from fn's, even
+// without its cancellation: fn would wait for itself if it waited for the goroutine. A
+// context that comes from the request is not.
+func ExampleGroupOf_DoContext_background() {
+	var group singleflight.GroupOf[string]
 	errs := make(chan error)
 	refresh := func(ctx context.Context) {
-		_, err, _ := singleflight.DoContext(ctx, &group, "news", func(context.Context) (string, error) {
-			return "the next news", nil
-		})
+		next := func(context.Context) (string, error) { return "the next news", nil }
+		_, err := group.DoContext(ctx, "news", next)
 		errs <- err
 	}
 
 	request := context.Background()
-	singleflight.DoContext(request, &group, "news", func(ctx context.Context) (string, error) {
+	group.DoContext(request, "news", func(ctx context.Context) (string, error) {
 		go refresh(context.WithoutCancel(ctx))
 		fmt.Println(<-errs)
 		go refresh(context.WithoutCancel(request))
@@ -465,29 +562,32 @@ func ExampleDoContext_background() {
 	// <nil>
 }
 
-// A caller recovers from fn's panic and reports it with the stack of the goroutine
-// that fn panicked on. A value that is not a PanicError does not come from fn, so the
-// caller panics with it again.
+// A recovered panic of fn is a *PanicError, so comparing it with http.ErrAbortHandler
+// fails: errors.Is finds that. A value that is not a *PanicError does not come from fn.
 func ExamplePanicError() {
-	var group singleflight.Group
-	compile := func(pattern string) (re any, err error) {
+	var group singleflight.GroupOf[*regexp.Regexp]
+	compile := func(pattern string) (re *regexp.Regexp, err error) {
 		defer func() {
 			v := recover()
 			if v == nil {
 				return
 			}
+			e, _ := v.(error)
 			var p *singleflight.PanicError
-			if e, ok := v.(error); !ok || !errors.As(e, &p) {
+			switch {
+			case errors.Is(e, http.ErrAbortHandler):
+				panic(http.ErrAbortHandler) // net/http compares it
+			case !errors.As(e, &p):
 				panic(v)
 			}
+			inFn := bytes.Contains(p.Stack(), []byte("regexp.MustCompile"))
 			fmt.Println("panic:", p.Value())
-			fmt.Println("in MustCompile:", bytes.Contains(p.Stack(), []byte("regexp.MustCompile")))
+			fmt.Println("in MustCompile:", inFn)
 			err = errors.New("bad pattern")
 		}()
-		re, err, _ = group.Do(pattern, func() (any, error) {
+		return group.Do(pattern, func() (*regexp.Regexp, error) {
 			return regexp.MustCompile(pattern), nil
 		})
-		return re, err
 	}
 
 	fmt.Println(compile("a("))

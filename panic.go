@@ -1,11 +1,6 @@
 // Copyright 2026 The singleflight Authors.
 // Use of this source code is governed by the BSD-style license in LICENSE.
 
-// This lets a module with an older go line have a copy of the file: it is compiled as
-// for Go 1.25.
-
-//go:build go1.25
-
 package singleflight
 
 import (
@@ -25,7 +20,7 @@ var ErrGoexit = errors.New("singleflight: fn called runtime.Goexit")
 type ending uint8
 
 const (
-	exited   ending = iota // by runtime.Goexit
+	exited   ending = iota // by runtime.Goexit; what is assumed until something else is seen
 	returned               // with a value and an error
 	panicked
 )

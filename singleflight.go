@@ -1,11 +1,6 @@
 // Copyright 2026 The singleflight Authors.
 // Use of this source code is governed by the BSD-style license in LICENSE.
 
-// This lets a module with an older go line have a copy of the file: it is compiled as
-// for Go 1.25.
-
-//go:build go1.25
-
 // Package singleflight suppresses duplicate function calls: when several goroutines
 // ask for the same thing at the same time, one does the work and all get its result.
 //
@@ -152,10 +147,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"reflect"
+	"math"
 	"runtime"
-	"slices"
-	"sort"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -181,21 +174,8 @@ import (
 // While a call is in flight, its Group stays reachable, and with it the struct that the
 // Group is part of. So their finalizers and cleanups do not run in the middle of fn.
 type Group struct {
-	number atomic.Uint64 // of this Group alone; 0 before first use
-}
-
-// groups is the last number that was given to a Group. They step by 2^64 divided by the
-// golden ratio. As that is odd, none comes twice, and it spreads them over all bits.
-var groups atomic.Uint64
-
-// id returns the number of g. It is tempting to use the address of g, but then a Group
-// that is overwritten by a zero Group would still have its calls, and one that is moved
-// would lose them, or meet those of the Group that lay there before.
-func (g *Group) id() uint64 {
-	if g.number.Load() == 0 {
-		g.number.CompareAndSwap(0, groups.Add(0x9e3779b97f4a7c15))
-	}
-	return g.number.Load()
+	_  [0]func()     // makes == an error, as in x/sync
+	id atomic.Uint64 // 0 before first use; then constant, and of this Group alone
 }
 
 // Result is what a channel of [Group.DoChan] receives: the results of [Group.Do], or
@@ -237,8 +217,7 @@ func (g *Group) Do(key string, fn func() (any, error)) (v any, err error, shared
 		return doCall(g, c, fn)
 	}
 	c.wg.Wait()
-	v, err = outcome{c.how, c.val, c.err}.result()
-	return v, err, true
+	return c.result()
 }
 
 // DoChan is like [Group.Do] but returns a channel that receives the results, instead of
@@ -258,11 +237,8 @@ func (g *Group) Do(key string, fn func() (any, error)) (v any, err error, shared
 // the process crashes, even if every channel of the call was dropped. To prevent that,
 // recover in fn.
 func (g *Group) DoChan(key string, fn func() (any, error)) <-chan Result {
-	ch := make(chan Result, 1)
-	s, c, joined := g.joinOrInsert(key)
-	c.readers = append(c.readers, ch)
-	s.mu.Unlock()
-	if !joined {
+	ch := make(results, 1)
+	if c, joined := g.read(key, ch); !joined {
 		go doCall(g, c, fn)
 	}
 	return ch
@@ -279,7 +255,7 @@ func (g *Group) DoChan(key string, fn func() (any, error)) <-chan Result {
 // out of date by now. So to invalidate a cache, also change a revision, which fn
 // compares before it stores the value, or which is part of the key.
 func (g *Group) Forget(key string) {
-	s, c := g.lookup(key)
+	s, _, c := g.lookup(key)
 	if c != nil {
 		s.remove(c)
 	}
@@ -293,7 +269,7 @@ func (g *Group) Forget(key string) {
 // Use it when a caller of DoChan gives up on a slow call that nobody has joined: the
 // next caller then starts a new one.
 func (g *Group) ForgetUnshared(key string) bool {
-	s, c := g.lookup(key)
+	s, _, c := g.lookup(key)
 	defer s.mu.Unlock()
 	if c != nil && !c.shared {
 		s.remove(c)
@@ -358,90 +334,167 @@ var ErrRecursive = errors.New("singleflight: call would wait for itself")
 // fn, not for the inner one. So name the context of each fn ctx. It then shadows the
 // others.
 func (g *Group) DoContext(ctx context.Context, key string, fn func(context.Context) (any, error)) (v any, err error, shared bool) {
+	return g.doContext(ctx, key, contextFunc[any](fn))
+}
+
+func (g *Group) doContext(ctx context.Context, key string, fn runner) (v any, err error, shared bool) {
 	if err := ctx.Err(); err != nil {
 		return nil, err, false
 	}
-	canceled := ctx.Done()
-	outer, _ := ctx.Value(nodeKey{}).(*node) // of the call whose fn asks; nil if there is none
+	ctxDone := ctx.Done()
+	outer, _ := ctx.Value(nodeKey{}).(*node) // of the call in whose fn the caller is, or nil
 
 	var fnCtx context.Context
 	s, c, joined := g.joinOrInsert(key)
 	switch {
 	case !joined:
 		c.node = &node{Context: ctx}
-		fnCtx, c.cancel = context.WithCancel(c.node)
+		fnCtx, c.cancel = context.WithCancelCause(c.node)
 		c.done = fnCtx.Done()
-	case c.done == nil: // Do or DoChan started the call
+	case c.done == nil: // the first caller with a context, in a call of Do or DoChan
 		done := make(chan struct{})
-		c.done, c.cancel = done, func() { close(done) }
+		c.done, c.cancel = done, func(error) { close(done) }
 	}
 	s.mu.Unlock()
 
-	// This succeeds if the caller starts the call, which waits for nothing before fn runs.
-	wait, ok := outer.link(c.node)
-	if !ok && c.leave() {
-		return nil, ErrRecursive, false
-	}
+	// Only a joiner can be refused: a new call waits for nothing before fn runs.
+	e, linked := outer.link(c.node)
 	if !joined {
-		go func() { // with arguments, it would allocate one more closure
-			doCall(g, c, func() (any, error) { return fn(fnCtx) })
-		}()
+		// As a go statement with arguments, it would allocate one more closure.
+		go func() { doCall(g, c, func() (any, error) { return fn.run(fnCtx) }) }()
 	}
 
-	select {
-	case <-c.done:
-		wait.unlink()
-	case <-canceled:
-		wait.unlink() // before leaving, as fn then may ask for the call that has waited
-		if c.leave() {
-			return nil, ctx.Err(), false
-		}
+	ended := linked && c.wait(ctxDone)
+	e.unlink()               // before leaving: once canceled, fn may ask for the call that waited for it
+	if ended || !c.leave() { // if leaving fails, the call has ended by now
 		<-c.done
+		return c.result()
 	}
-	v, err = outcome{c.how, c.val, c.err}.result()
-	return v, err, c.shared
+	if linked {
+		return nil, ctx.Err(), false
+	}
+	return nil, ErrRecursive, false
 }
 
-// Do is [Group.Do] with a typed result, for keys whose calls all return a V.
+// A GroupOf is a [Group] whose calls all have results of type V. Use it in new code, and
+// Group in place of the one of x/sync. What is said of Group and its methods holds for
+// GroupOf, except that its methods do not return shared.
 //
-// The error is that of fn, unchanged. If fn returned no error but a value that is not a
-// V, the error names both types and the key (a long key by its first 64 bytes), and v
-// is the zero V. That happens if the caller joined a call that was started with another
-// type.
+// The zero GroupOf is ready to use.
+type GroupOf[V any] struct{ group Group }
+
+// ResultOf is what a channel of [GroupOf.DoChan] receives: the results of fn, or the zero V
+// and [ErrGoexit] if fn called [runtime.Goexit].
+type ResultOf[V any] struct {
+	Val V
+	Err error
+}
+
+// Do is like [Group.Do]. It returns what fn returned, both results unchanged.
+func (g *GroupOf[V]) Do(key string, fn func() (V, error)) (V, error) {
+	v, err, _ := g.group.Do(key, func() (any, error) { return fn() })
+	return as[V](v), err
+}
+
+// DoContext is like [Group.DoContext]. A caller that leaves or is refused gets the zero V
+// and the error.
+func (g *GroupOf[V]) DoContext(ctx context.Context, key string, fn func(context.Context) (V, error)) (V, error) {
+	v, err, _ := g.group.doContext(ctx, key, contextFunc[V](fn))
+	return as[V](v), err
+}
+
+// DoChan is like [Group.DoChan].
+func (g *GroupOf[V]) DoChan(key string, fn func() (V, error)) <-chan ResultOf[V] {
+	ch := make(resultsOf[V], 1)
+	if c, joined := g.group.read(key, ch); !joined {
+		go func() { doCall(&g.group, c, func() (any, error) { return fn() }) }()
+	}
+	return ch
+}
+
+// Forget is like [Group.Forget].
+func (g *GroupOf[V]) Forget(key string) { g.group.Forget(key) }
+
+// ForgetUnshared is like [Group.ForgetUnshared].
+func (g *GroupOf[V]) ForgetUnshared(key string) bool { return g.group.ForgetUnshared(key) }
+
+// as returns the V that val holds. That is nothing if V is an interface and fn returned
+// nil, or if fn returned nothing: then it is the zero V.
+func as[V any](val any) V {
+	v, _ := val.(V)
+	return v
+}
+
+// A runner is the fn of a caller with a context, of Group or GroupOf. To convert one, or a
+// reader, to an interface takes no allocation, as a closure around it would.
+type runner interface {
+	run(context.Context) (any, error)
+}
+
+type contextFunc[V any] func(context.Context) (V, error)
+
+func (fn contextFunc[V]) run(ctx context.Context) (any, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err // all callers have left before, so nobody gets this
+	}
+	return fn(ctx)
+}
+
+// A reader is the channel of a caller of DoChan, of Group or GroupOf.
+type reader interface {
+	send(val any, err error, shared bool)
+}
+
+type results chan Result
+
+type resultsOf[V any] chan ResultOf[V]
+
+func (ch results) send(val any, err error, shared bool) { ch <- Result{val, err, shared} }
+func (ch resultsOf[V]) send(val any, err error, _ bool) { ch <- ResultOf[V]{as[V](val), err} }
+
+// The call.
+
+// lookup locks the stripe of key in g, which the caller must unlock. It returns the hash of
+// key in g, and the call that can be joined, or nil.
+func (g *Group) lookup(key string) (s *stripe, hash uint64, c *call) {
+	if g.id.Load() == 0 {
+		g.id.CompareAndSwap(0, lastID.Add(0x9e3779b97f4a7c15))
+	}
+	hash = maphash.Comparable(seed, key) ^ g.id.Load()
+	s = stripeOf(hash)
+	s.mu.Lock()
+	return s, hash, s.find(hash, key)
+}
+
+// lastID is the ID of the last Group that was used for the first time. It is tempting to use
+// the address of a Group instead. But then a Group that is overwritten by a zero Group would
+// still have its calls, and one that is moved would lose them, or meet those of another.
 //
-// The value of fn is a V if a type assertion to V succeeds. A nil value counts as the
-// zero V if V is a type that can be nil. If fn returned an error, v is its value if
-// that is a V, and the zero V otherwise. Do panics and exits as [Group.Do] does.
-func Do[V any](g *Group, key string, fn func() (V, error)) (v V, err error, shared bool) {
-	val, err, shared := g.Do(key, func() (any, error) { return fn() })
-	return typed[V](key, val, err, shared)
+// IDs step by 2^64 divided by the golden ratio. As that is odd, none comes twice. As it has
+// ones everywhere, they differ in all bits, and so do the hashes of one key in many Groups.
+var lastID atomic.Uint64
+
+// seed differs from process to process, so that nobody can choose keys that collide.
+var seed = maphash.MakeSeed()
+
+// joinOrInsert locks the stripe of key in g, which the caller must unlock. It adds a
+// caller to the call that can be joined or, if there is none, to a new one.
+func (g *Group) joinOrInsert(key string) (s *stripe, c *call, joined bool) {
+	s, hash, c := g.lookup(key)
+	if c == nil {
+		return s, s.insert(hash, key), false
+	}
+	c.callers++
+	c.shared = true
+	return s, c, true
 }
 
-// DoContext is [Group.DoContext] with a typed result. The error is that of
-// [Group.DoContext], or the one that [Do] returns for a value that is not a V. Where
-// [Group.DoContext] returns a nil v, DoContext returns the zero V.
-func DoContext[V any](ctx context.Context, g *Group, key string, fn func(context.Context) (V, error)) (v V, err error, shared bool) {
-	val, err, shared := g.DoContext(ctx, key, func(ctx context.Context) (any, error) { return fn(ctx) })
-	return typed[V](key, val, err, shared)
-}
-
-// typed returns the results of a call of key as a caller that wants a V gets them.
-func typed[V any](key string, val any, err error, shared bool) (V, error, bool) {
-	v, ok := val.(V)
-	if ok || err != nil {
-		return v, err, shared
-	}
-	want := reflect.TypeFor[V]()
-	if val == nil {
-		switch want.Kind() {
-		case reflect.Chan, reflect.Func, reflect.Interface, reflect.Map, reflect.Pointer, reflect.Slice, reflect.UnsafePointer:
-			return v, nil, shared
-		}
-	}
-	if len(key) > 64 {
-		key = key[:64] + "…"
-	}
-	return v, fmt.Errorf("singleflight: call of key %q returned a value of type %T, not %v", key, val, want), shared
+// read adds a caller with a channel to the call of key, or to a new one.
+func (g *Group) read(key string, ch reader) (c *call, joined bool) {
+	s, c, joined := g.joinOrInsert(key)
+	c.readers = append(c.readers, ch)
+	s.mu.Unlock()
+	return c, joined
 }
 
 // A call is one execution of fn.
@@ -450,10 +503,6 @@ func typed[V any](key string, val any, err error, shared bool) (V, error, bool) 
 // forgotten or given up, nobody joins, but callers of DoContext still leave. Once it has
 // ended, nobody leaves.
 type call struct {
-	// Set before the call is in the table, and constant from then on.
-	hash uint64
-	key  string
-
 	// wg counts one until the call has ended. Callers of Do wait for it. It is tempting to
 	// let the first joiner add the one, since most calls have none. But if a call is
 	// started on one side of the edge of a synctest bubble and joined on the other, that
@@ -463,17 +512,23 @@ type call struct {
 	// from outside that began to wait only now would crash on the mark, and so would the
 	// next bubble to use the call again. internal/synctest has a test for what Wait does,
 	// TestWaitGroupDisassociateInWait. If it changes, only programs in bubbles are concerned.
+	//
+	// It is the first field, so that a dump shows the call's address for those who wait.
 	wg sync.WaitGroup
+
+	// Set before the call is in the table, and constant from then on.
+	hash uint64
+	key  string
 
 	// Guarded by the stripe's mutex. They are constant once the call has ended, so fn's
 	// goroutine and the callers that it wakes read them without the mutex then.
-	readers []chan<- Result // the channels of DoChan
-	callers int32           // how many have not left, in all methods
-	shared  bool            // whether a caller has joined, even if it has left since
+	readers []reader // the channels of DoChan
+	callers int32    // how many have not left, in all methods
+	shared  bool     // whether a caller has joined, even if it has left since
 	ended   bool
 
-	// The outcome, if it is not that of an unjoined Do. Set by fn's goroutine before it
-	// wakes the callers, which read it then. Here, how takes no room.
+	// The outcome. Set by fn's goroutine when the call has ended, before it wakes the
+	// callers, which read it then. Not set in a call that becomes the spare one.
 	how ending
 	val any
 	err error
@@ -481,9 +536,31 @@ type call struct {
 	// Set by the first caller of DoContext with the stripe's mutex held, and constant from
 	// then on. All that read them without the mutex have held it since: the callers of
 	// DoContext when they joined, fn's goroutine when it ended the call.
-	node   *node              // nil unless DoContext started the call
-	done   <-chan struct{}    // what callers of DoContext wait for
-	cancel context.CancelFunc // closes done; also fn's context if DoContext started the call
+	node   *node                   // nil unless DoContext started the call
+	done   <-chan struct{}         // what callers of DoContext wait for
+	cancel context.CancelCauseFunc // closes done; cancels fn's context if DoContext started the call
+}
+
+// result returns, panics, or exits the goroutine, as fn did. It is for callers that the end
+// of the call has woken.
+func (c *call) result() (v any, err error, shared bool) {
+	v, err = outcome{c.how, c.val, c.err}.result()
+	return v, err, c.shared
+}
+
+// wait waits until the call has ended or ctxDone is closed, and reports whether the call
+// has ended. Not inlined, and with c in use to the end, it shows the address of the call in
+// a dump.
+//
+//go:noinline
+func (c *call) wait(ctxDone <-chan struct{}) (ended bool) {
+	select {
+	case <-c.done:
+		ended = true
+	case <-ctxDone:
+	}
+	runtime.KeepAlive(c)
+	return ended
 }
 
 // leave removes a caller of DoContext, unless the call has ended: then it reports false,
@@ -501,10 +578,13 @@ func (c *call) leave() bool {
 	}
 	s.mu.Unlock()
 	if last {
-		c.cancel() // without the mutex: fn may have derived any number of contexts
+		c.cancel(errLeft) // without the mutex: fn may have derived any number of contexts
 	}
 	return left
 }
+
+// errLeft is the cause of the end of fn's context in a call that was given up.
+var errLeft = errors.New("singleflight: all callers of DoContext have left")
 
 // doCall runs fn, ends the call, and returns the results. If fn exited, so does doCall. If
 // fn panicked, so does doCall, unless there are callers of DoContext that do.
@@ -513,65 +593,68 @@ func (c *call) leave() bool {
 // one ends the call, also if the goroutine exits, when it is known how fn ended.
 func doCall(g *Group, c *call, fn func() (any, error)) (v any, err error, shared bool) {
 	var o outcome
-	defer func() {
-		shared = c.end(&o)
-		v, err = o.val, o.err
-		runtime.KeepAlive(g) // nothing else keeps the Group while fn runs
-	}()
+	defer func() { v, err, shared = o.val, o.err, c.end(&o) }()
 	o.run(fn)
+	runtime.KeepAlive(g) // nothing else keeps the Group while fn runs
+	runtime.KeepAlive(c) // shows the address of the call in a dump
 	return
 }
 
-// end ends the call and hands its outcome to the callers. It reports whether the call was
-// joined. It panics as doCall does.
+// end ends the call in one step: it takes it out of the table and settles who gets the
+// outcome. Then it hands the outcome to them. It reports whether the call was joined, and
+// panics as doCall does.
 func (c *call) end(o *outcome) (shared bool) {
+	if o.how == exited {
+		o.err = ErrGoexit // for the channels
+	}
 	s := stripeOf(c.hash)
 	s.mu.Lock()
 	s.remove(c)
 	shared, readers := c.shared, c.readers
-	// Only this goroutine knows c, and it does not look at c any more.
-	reusable := !shared && c.done == nil && o.how == returned
-	if reusable {
-		c.wg.Done()
-		c.wg.Wait()
-		c.key, c.readers = "", nil
-		s.spare = c
+	if !shared && c.done == nil && o.how == returned {
+		s.recycle(c) // which only this goroutine knows
+		s.mu.Unlock()
 	} else {
 		c.ended = true
 		if c.node != nil {
 			c.node.ended.Store(true)
 		}
-	}
-	s.mu.Unlock()
-
-	if o.how == panicked && readers != nil {
-		// On a new goroutine, no recover stops the panic. This one stays, to be in the
-		// dump. Nobody is woken, as a caller that recovers could end the process.
-		go panic(o.err)
-		select {}
-	}
-	if !reusable { // without the mutex, as there may be very many callers to wake
-		c.how, c.val, c.err = o.how, o.val, o.err
-		if c.cancel != nil {
-			c.cancel()
-		}
-		c.wg.Done()
-		c.wg.Wait()
-	}
-	switch {
-	case o.how == panicked && (c.node == nil || c.callers == 0):
-		panic(o.err) // in a caller of Do, or because all callers have left
-	case o.how == exited:
-		o.err = ErrGoexit
+		s.mu.Unlock()
+		c.wake(o) // without the mutex, as there may be very many callers
 	}
 	for _, ch := range readers {
-		ch <- Result{o.val, o.err, shared}
+		ch.send(o.val, o.err, shared)
 	}
 	return shared
 }
 
-// A node stands for a call that DoContext started in the graph of waits. An edge is a
-// caller of DoContext that waits inside the fn of one call for another call.
+// wake hands the outcome to the callers in Do and DoContext. If fn panicked and no caller
+// can take the panic to its goroutine, the process crashes.
+func (c *call) wake(o *outcome) {
+	if o.how == panicked && c.readers != nil {
+		// On a new goroutine, no recover stops the panic. This one stays, to be in the
+		// dump. Nobody is woken, as a caller that recovers could end the process.
+		go panic(fmt.Errorf("singleflight: fn panicked in a call that has a channel of DoChan: %w", o.err))
+		select {}
+	}
+	c.how, c.val, c.err = o.how, o.val, o.err
+	if c.cancel != nil {
+		c.cancel(nil)
+	}
+	c.wg.Done()
+	c.wg.Wait()
+	if o.how == panicked && c.node == nil {
+		panic(o.err) // in a caller of Do, whose goroutine this is
+	}
+	if o.how == panicked && c.callers == 0 {
+		panic(fmt.Errorf("singleflight: fn panicked after all callers of DoContext had left: %w", o.err))
+	}
+}
+
+// The graph of waits.
+
+// A node stands for a call that DoContext started. An edge is a caller of DoContext that
+// waits inside the fn of one call for another call.
 //
 // A node is also the parent of fn's context, so a caller inside fn finds the node by its
 // ctx. It has the values of the ctx of the caller that started the call, and is never
@@ -582,17 +665,19 @@ type node struct {
 	ended atomic.Bool // whether the call has ended; then it waits for nothing
 
 	// Guarded by graph.
-	level   int64   // less than that of each call in waits, until this one has ended
-	waits   []*edge // from this node
-	waiters int     // how many edges lead to this node
-	search  int64   // the last search or raise that came here
-	from    int64   // the level before that raise
+	level int32
+	mark  uint64     // the last walk that came here
+	edges [2][]*edge // from this node, and to it
 }
 
+// An edge is in a list of each of its nodes.
 type edge struct {
-	from, to *node
-	index    int // in from.waits; guarded by graph
+	nodes [2]*node
+	index [2]int // in the lists; guarded by graph
 }
+
+// The two sides of an edge, and the two lists of a node.
+const from, to = 0, 1
 
 // nodeKey is the key of the node among the values of fn's context.
 type nodeKey struct{}
@@ -609,109 +694,107 @@ func (n *node) Value(key any) any {
 }
 
 // graph guards all nodes. Only callers inside an fn lock it, and never with the mutex of a
-// stripe. So a search delays nobody else, except joiners of a call that such a caller is
-// just starting.
-var graph sync.Mutex
-
-var searches int64 // how many there have been, and raises; guarded by graph
+// stripe. So a walk delays nobody else, except joiners of a call that such a caller is just
+// starting.
+var graph struct {
+	sync.Mutex
+	walks uint64 // how many there have been
+}
 
 // link adds an edge for a caller that waits inside the fn of outer for the call of n. If
-// the edge would close a cycle, link adds none, and ok is false. If there is nothing to
-// add, link returns nil and true: outer is nil if the caller is not inside an fn, n is nil
-// if Do or DoChan started the call, whose fn then has no context to wait with, and outer
-// may have ended.
+// the edge would close a cycle, link changes nothing, and ok is false. If there is nothing
+// to add, link returns nil and true: outer is nil if the caller is not inside an fn, n is
+// nil if Do or DoChan started the call, whose fn then has no context to wait with, and a
+// call that has ended waits for nothing.
 //
-// Searching all that n waits for at each wait is quadratic: 6,000 calls with 57,000 waits
-// and no cycle took 61 s. So nodes have levels, and edges lead upward. There is no cycle
-// if outer is below n, or can go below n because nobody waits for outer. Otherwise there is
-// a search, past nodes below outer alone, and then n rises above outer. So the same calls
-// take 0.3 s, and 0.2 s without their contexts: see BenchmarkNested. This is known as
-// incremental topological ordering.
+// Searching all that n waits for at each wait would be quadratic. So nodes have levels,
+// which only rise, and edges never lead to a lower one. That makes the search short, at
+// both ends. It takes many edges to make a level, so there are few, and a node seldom
+// rises. This is the two-way search of Bender, Fineman, Gilbert and Tarjan, "A New Approach
+// to Incremental Cycle Detection and Related Problems", with a constant bound.
 func (outer *node) link(n *node) (_ *edge, ok bool) {
 	if outer == nil || n == nil {
 		return nil, true
 	}
 	graph.Lock()
 	defer graph.Unlock()
-	searches++
-	switch {
-	case outer.ended.Load():
+	if outer.ended.Load() || n.ended.Load() {
 		return nil, true
-	case outer.level < n.level:
-	case outer.waiters == 0 && outer != n:
-		outer.level = n.level - 1
-	case n.reaches(outer):
-		return nil, false
-	default:
-		n.raise(outer.level + 1)
 	}
-	e := &edge{outer, n, len(outer.waits)}
-	outer.waits = append(outer.waits, e)
-	n.waiters++
-	return e, true
-}
-
-// reaches reports whether edges lead from n to target. graph must be locked.
-func (n *node) reaches(target *node) bool {
-	if n == target {
-		return true
-	}
-	if n.level >= target.level || n.search == searches || n.ended.Load() {
-		return false
-	}
-	n.search = searches
-	for _, e := range n.waits {
-		if e.to.reaches(target) {
-			return true
+	if level := outer.level; level >= n.level { // if not, n does not lead to outer
+		graph.walks++ // so that no node has its mark
+		if _, all := outer.walk(to, lookBack, level, level); !all {
+			level++ // n will be above outer, so outer alone has to be met
+			graph.walks++
+			outer.mark = graph.walks
 		}
-	}
-	return false
-}
-
-// raise raises n to a level, and what n waits for as far as that takes. graph must be
-// locked, and there must be no cycle.
-//
-// The calls take turns in the order of the levels from which they rise. So when a call has
-// its turn, all that wait for it have had theirs, and none has a second one. In another
-// order, one raise among 6,000 calls with 59,000 waits took 173 million steps.
-func (n *node) raise(level int64) {
-	var todo []*node // in that order; new ones mostly belong near the end
-	rise := func(x *node, level int64) {
-		if x.search != searches {
-			x.search, x.from = searches, x.level
-			i := sort.Search(len(todo), func(i int) bool { return todo[i].from > x.from })
-			todo = slices.Insert(todo, i, x)
+		if n.mark == graph.walks {
+			return nil, false
 		}
-		x.level = level
-	}
-	searches++
-	for rise(n, level); len(todo) > 0; {
-		x := todo[0]
-		todo = todo[1:]
-		for _, e := range x.waits {
-			if e.to.level <= x.level && !x.ended.Load() {
-				rise(e.to, x.level+1)
+		if n.level < level {
+			rising, all := n.walk(from, math.MaxInt, 0, level-1)
+			if !all {
+				return nil, false
+			}
+			for _, x := range rising {
+				x.level = level
 			}
 		}
 	}
+	e := &edge{nodes: [2]*node{outer, n}}
+	for side, x := range e.nodes {
+		e.index[side] = len(x.edges[side])
+		x.edges[side] = append(x.edges[side], e)
+	}
+	return e, true
 }
 
-// unlink removes the edge, if there is one.
+// lookBack is how many edges to outer link looks at. With fewer, there are more levels; with
+// more, it takes longer to make one.
+const lookBack = 32
+
+// walk marks n and the nodes that edges lead to from there, or from which they lead there,
+// past nodes on some levels alone. It returns them and true, unless there are more edges
+// than the limit or it meets a node that the last walk has marked. graph must be locked.
+func (n *node) walk(side, limit int, lowest, highest int32) (met []*node, all bool) {
+	last := graph.walks
+	graph.walks++
+	n.mark = graph.walks
+	met = []*node{n}
+	for i := 0; i < len(met); i++ {
+		for _, e := range met[i].edges[side] {
+			x := e.nodes[1-side]
+			if limit--; limit < 0 || x.mark == last {
+				return nil, false
+			}
+			if lowest <= x.level && x.level <= highest && x.mark != graph.walks && !x.ended.Load() {
+				x.mark = graph.walks
+				met = append(met, x)
+			}
+		}
+	}
+	return met, true
+}
+
+// unlink removes the edge, if there is one. A list that becomes empty keeps no room.
 func (e *edge) unlink() {
 	if e == nil {
 		return
 	}
 	graph.Lock()
 	defer graph.Unlock()
-	waits, last := e.from.waits, len(e.from.waits)-1
-	waits[e.index] = waits[last]
-	waits[e.index].index = e.index
-	e.from.waits = slices.Delete(waits, last, last+1)
-	if last == 0 {
-		e.from.waits = nil // keeps no room
+	for side, n := range e.nodes {
+		edges, i, last := n.edges[side], e.index[side], len(n.edges[side])-1
+		edges[i], edges[last].index[side] = edges[last], i
+		edges[last] = nil
+		n.edges[side] = edges[:last]
+		if last == 0 {
+			n.edges[side] = nil
+		}
 	}
-	e.to.waiters--
 }
+
+// The table of calls in flight.
 
 // A stripe is a mutex and a hash table of the calls that can be joined. The mutex must be
 // held for all methods. What is done under it takes constant time on average, except to
@@ -756,9 +839,6 @@ const stripeBits = 8
 
 const minSlots = 8 // 128 bytes
 
-// seed differs from process to process, so that nobody can choose keys that collide.
-var seed = maphash.MakeSeed()
-
 // stripeOf returns the stripe for a hash, by its top bits.
 func stripeOf(hash uint64) *stripe { return &stripes[hash>>(64-stripeBits)].stripe }
 
@@ -766,32 +846,6 @@ func stripeOf(hash uint64) *stripe { return &stripes[hash>>(64-stripeBits)].stri
 // out the lowest 24 bits. For one key in many Groups they would repeat, as the lowest bits
 // of the numbers of the Groups do.
 func home(hash uint64) int { return int(hash >> 24) }
-
-// lookup locks the stripe of key in g, which the caller must unlock. It returns the call
-// that can be joined, or nil.
-func (g *Group) lookup(key string) (*stripe, *call) {
-	hash := maphash.Comparable(seed, key) ^ g.id()
-	s := stripeOf(hash)
-	s.mu.Lock()
-	return s, s.find(hash, key)
-}
-
-// joinOrInsert locks the stripe of key in g, which the caller must unlock. It adds a
-// caller to the call that can be joined or, if there is none, to a new one.
-func (g *Group) joinOrInsert(key string) (s *stripe, c *call, joined bool) {
-	// Like lookup, but a call of it would take 1 % of an unjoined Do. maphash.String takes
-	// three times as long as this for a key of 1,024 bytes.
-	hash := maphash.Comparable(seed, key) ^ g.id()
-	s = stripeOf(hash)
-	s.mu.Lock()
-	c = s.find(hash, key)
-	if c == nil {
-		return s, s.insert(hash, key), false
-	}
-	c.callers++
-	c.shared = true
-	return s, c, true
-}
 
 // find returns the call of key in the Group that made the hash, or nil. One key has a
 // different hash in each Group, so the Group need not be compared.
@@ -815,10 +869,18 @@ func (s *stripe) insert(hash uint64, key string) *call {
 	c.hash, c.key, c.callers = hash, key, 1
 	c.wg.Add(1)
 	if s.n++; 4*s.n > 3*len(s.slots) {
-		s.resize(max(2*len(s.slots), minSlots))
+		s.resize(2 * len(s.slots))
 	}
 	s.place(slot{hash, c})
 	return c
+}
+
+// recycle makes the spare call of one that has ended and that nobody else knows.
+func (s *stripe) recycle(c *call) {
+	c.wg.Done()
+	c.wg.Wait()
+	c.key, c.readers = "", nil
+	s.spare = c
 }
 
 // place puts x into the first free slot for its hash.
@@ -835,28 +897,32 @@ func (s *stripe) place(x slot) {
 // would not be found otherwise.
 func (s *stripe) remove(c *call) {
 	slots, mask := s.slots, len(s.slots)-1
-	free := home(c.hash) & mask
-	for slots[free].call != c {
-		if slots[free].call == nil {
+	i := home(c.hash) & mask
+	for slots[i].call != c {
+		if slots[i].call == nil {
 			return // it was forgotten or given up
 		}
-		free = (free + 1) & mask
+		i = (i + 1) & mask
 	}
-	for i := (free + 1) & mask; slots[i].call != nil; i = (i + 1) & mask {
-		if (i-home(slots[i].hash))&mask >= (i-free)&mask {
-			slots[free], free = slots[i], i
+	hole := i
+	for i = (i + 1) & mask; slots[i].call != nil; i = (i + 1) & mask {
+		// The slots are a circle. A search for this call passes the hole if it begins at
+		// least as far before slot i as the hole is.
+		if (i-home(slots[i].hash))&mask >= (i-hole)&mask {
+			slots[hole], hole = slots[i], i
 		}
 	}
-	slots[free] = slot{}
+	slots[hole] = slot{}
 	if s.n--; len(slots) > minSlots && 4*s.n < len(slots) {
 		s.resize(len(slots) / 2)
 	}
 }
 
-// resize moves the calls to so many slots. Inlined, it would slow insert down.
-//
-//go:noinline
+// resize moves the calls to so many slots, or to minSlots if that is more.
 func (s *stripe) resize(size int) {
+	if size < minSlots {
+		size = minSlots
+	}
 	old := s.slots
 	s.slots = make([]slot, size)
 	for _, x := range old {
