@@ -62,7 +62,7 @@ type mutant struct {
 func main() {
 	log.SetFlags(0)
 	sample := flag.Int("sample", 0, "try only `n` mutants, drawn by a hash of the code")
-	only := flag.String("only", "", "try only mutants whose name has this `text`, and print what becomes of each")
+	only := flag.String("only", "", "try only mutants whose name has this `text`")
 	flag.Parse()
 	root, err1 := filepath.Abs("..")
 	table, err2 := mutantsOf(filepath.Join(root, "singleflight.go"))
@@ -74,11 +74,6 @@ func main() {
 	tried := choose(all, *sample, *only)
 	if err := try(root, tried); err != nil {
 		log.Fatal(err)
-	}
-	if *only != "" {
-		for _, m := range tried {
-			fmt.Printf("%s: %s\n", m.name, m.fate)
-		}
 	}
 	if err := report(all, tried); err != nil {
 		log.Fatal(err)
@@ -168,19 +163,18 @@ func test(root, file, text string, limit time.Duration) (fate string, err error)
 	return "", fmt.Errorf("go test: %w\n%s", err, out)
 }
 
-// report prints the survivors, and returns what is wrong.
+// report prints the fates of mutants, and returns what is wrong.
 func report(all, tried []*mutant) error {
 	var wrong []error
 	count := make(map[string]int)
 	for _, m := range tried {
 		count[m.fate]++
 		why, explained := explanations[m.name]
+		fmt.Println(m.fate+":", m.name, why)
 		switch {
-		case m.fate == survived && explained:
-			fmt.Printf("survived: %s\n    %s\n", m.name, why)
-		case m.fate == survived:
+		case m.fate == survived && !explained:
 			wrong = append(wrong, fmt.Errorf("survived, but not explained: %s", m.name))
-		case explained:
+		case m.fate != survived && explained:
 			wrong = append(wrong, fmt.Errorf("explained, but %s: %s", m.fate, m.name))
 		}
 	}
