@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
@@ -119,20 +120,17 @@ func main() {
 		io.WriteString(w, <-answer)
 	}))
 
-	free := must(net.Listen("tcp", "127.0.0.1:0"))
-	addr := free.Addr().String()
-	free.Close()
-	host, port, _ := net.SplitHostPort(addr)
 	folder := must(os.MkdirTemp("", "fleet"))
-	server := start("redis-server", "--bind", host, "--port", port, "--dir", folder, "--save", "", "--loglevel", "warning")
-	ctx, rdb := context.Background(), redis.NewClient(&redis.Options{Addr: addr, MaxRetries: 50})
+	defer os.RemoveAll(folder)
+	socket := filepath.Join(folder, "redis")
+	server := start("redis-server", "--port", "0", "--unixsocket", socket, "--dir", folder, "--save", "", "--loglevel", "warning")
+	ctx, rdb := context.Background(), connect(socket, 50)
 	must(rdb.Ping(ctx).Result())
-	os.Remove(folder) // Redis saves nothing, so it does not miss it
 
 	// round starts the processes, and returns when all their callers wait.
 	round := func(key string) (all []*process) {
 		for n := range processes {
-			all = append(all, start(os.Args[0], fmt.Sprint(n), key, addr, "http://"+web.Addr().String()))
+			all = append(all, start(os.Args[0], fmt.Sprint(n), key, socket, "http://"+web.Addr().String()))
 		}
 		for _, p := range all {
 			p.says(fmt.Sprint(callers, " wait"))
@@ -179,6 +177,11 @@ func main() {
 	}
 }
 
+func connect(socket string, retries int) *redis.Client {
+	logging.Disable() // of errors that load logs
+	return redis.NewClient(&redis.Options{Network: "unix", Addr: socket, MaxRetries: retries, DialerRetries: 1})
+}
+
 func start(name string, args ...string) *process {
 	c := exec.Command(name, args...)
 	c.Stderr, c.SysProcAttr = os.Stderr, &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -211,10 +214,9 @@ func check(ok bool, format string, args ...any) {
 
 // member is one of the processes. It says when all its callers wait, and how often they
 // get which answer.
-func member(number, key, addr, backend string) {
+func member(number, key, socket, backend string) {
 	log.SetPrefix("process " + number + " ")
-	logging.Disable() // of Redis's errors, which load logs
-	rdb := redis.NewClient(&redis.Options{Addr: addr, MaxRetries: 1, DialerRetries: 1})
+	rdb := connect(socket, 1)
 	leases := redsync.New(goredis.NewPool(rdb))
 	ask := func(ctx context.Context) (string, error) {
 		r, err := http.DefaultClient.Do(must(http.NewRequestWithContext(ctx, "GET", backend+"/"+number, nil)))
@@ -228,10 +230,10 @@ func member(number, key, addr, backend string) {
 	answers := make(chan string, callers)
 	for range callers {
 		go func() {
-			v, err, _ := singleflight.DoContext(context.Background(), &flights, key, func(ctx context.Context) (string, error) {
+			v, err, _ := flights.DoContext(context.Background(), key, func(ctx context.Context) (any, error) {
 				return load(ctx, rdb, leases, key, ask)
 			})
-			answers <- must(v, err)
+			answers <- must(v, err).(string)
 		}()
 	}
 	// Those who have joined stand in a select below DoContext.

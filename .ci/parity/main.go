@@ -1,9 +1,9 @@
 // Copyright 2026 The singleflight Authors.
 // Use of this source code is governed by the BSD-style license in LICENSE.
 
-// Command program uses all of golang.org/x/sync/singleflight in the ways that the
-// language has for it. The test beside it also builds it with no more changed than
-// the import path, as somebody would who switches, and compares what they print.
+// Command parity uses all of golang.org/x/sync/singleflight in the ways that the language
+// has for it. The script run compares what it prints with what it prints once no more than
+// the import path is changed.
 package main
 
 import (
@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// Of the types: an interface that *Group satisfies, embedding, and a struct type
-// that Result converts to and from.
+// Of the types: an interface that *Group satisfies, embedding, and a struct type that
+// Result converts to and from.
 type (
 	flights interface {
 		Do(key string, fn func() (any, error)) (v any, err error, shared bool)
@@ -35,8 +35,6 @@ type (
 	result singleflight.Result // go vet wants fields named in literals of another package's type
 )
 
-var _ flights = (*singleflight.Group)(nil)
-
 var errSome = errors.New("some error")
 
 func main() {
@@ -46,7 +44,6 @@ func main() {
 	doChan()
 	forget()
 	endings()
-	fmt.Println("done")
 }
 
 func literals() {
@@ -63,32 +60,26 @@ func values() {
 	var g singleflight.Group
 	do, forget := g.Do, (*singleflight.Group).Forget
 	var doChan func(key string, fn func() (any, error)) <-chan singleflight.Result = g.DoChan
-	v, err, shared := do("key", value("by a method value"))
-	fmt.Println(v, err, shared)
-	fmt.Println((<-doChan("key", value("by another"))).Val)
+	fmt.Println(do("key", value("by a method value")))
+	fmt.Println(<-doChan("key", value("by another")))
 	forget(&g, "key")
 
 	c := cache{name: "embedded"}
-	v, _, _ = c.Do("key", value(c.name))
-	fmt.Println(v)
+	fmt.Println(c.Do("key", value(c.name)))
 }
 
 func do() {
 	var g flights = new(singleflight.Group)
 	v, err, shared := g.Do("key", func() (any, error) { return "beside an error", errSome })
 	fmt.Println("do", v, err == errSome, shared)
-	v, err, shared = g.Do("", func() (any, error) { return nil, nil })
-	fmt.Println("do", v, err, shared)
+	fmt.Println(g.Do("", value(nil)))
 }
 
 func doChan() {
 	var g singleflight.Group
 	end := make(chan struct{})
 	channels := []<-chan singleflight.Result{
-		g.DoChan("key", func() (any, error) {
-			<-end
-			return "the leader's", nil
-		}),
+		g.DoChan("key", valueAfter(end, "the leader's")),
 		g.DoChan("key", value("a joiner's")),
 		g.DoChan("other key", value("of another key")),
 	}
@@ -100,16 +91,12 @@ func doChan() {
 func forget() {
 	var g singleflight.Group
 	end := make(chan struct{})
-	forgotten := g.DoChan("key", func() (any, error) {
-		<-end
-		return "forgotten", nil
-	})
+	forgotten := g.DoChan("key", valueAfter(end, "forgotten"))
 	g.Forget("key")
 	g.Forget("unknown")
-	v, _, shared := g.Do("key", value("its successor"))
-	fmt.Println("forget", v, shared)
+	fmt.Println(g.Do("key", value("its successor")))
 	close(end)
-	fmt.Println("forget", <-forgotten)
+	fmt.Println(<-forgotten)
 }
 
 // endings has fn end in the other ways.
@@ -134,10 +121,16 @@ func endings() {
 		fmt.Println("not reached")
 	}()
 	<-exited
-	v, _, _ := g.Do("key", value("free again"))
-	fmt.Println("key", v)
+	fmt.Println(g.Do("key", value("free again")))
 }
 
 func value(v any) func() (any, error) {
 	return func() (any, error) { return v, nil }
+}
+
+func valueAfter(end <-chan struct{}, v any) func() (any, error) {
+	return func() (any, error) {
+		<-end
+		return v, nil
+	}
 }
