@@ -62,6 +62,7 @@ type implementation struct {
 
 var implementations = []implementation{
 	{"ours", func() any { return new(oursGroup) }},
+	{"ours-typed", func() any { return new(typedGroup) }},
 	{"xsync", func() any { return new(xsyncGroup) }},
 	{"resenje", func() any { return new(resenjeGroup) }},
 	{"groupcache", func() any { return new(groupcacheGroup) }},
@@ -85,6 +86,12 @@ func (o *oursGroup) DoChan(key string, w work) any { return o.g.DoChan(key, w.pl
 func (o *oursGroup) Receive(ch any)                { <-ch.(<-chan ours.Result) }
 
 func (o *oursGroup) DoContext(ctx context.Context, key string, w work) {
+	o.g.DoContext(ctx, key, w.withContext)
+}
+
+type typedGroup struct{ g ours.GroupOf[any] }
+
+func (o *typedGroup) DoContext(ctx context.Context, key string, w work) {
 	o.g.DoContext(ctx, key, w.withContext)
 }
 

@@ -226,18 +226,17 @@ func member(number, key, socket, backend string) {
 		defer r.Body.Close()
 		return string(must(io.ReadAll(r.Body))), nil
 	}
-	var flights singleflight.Group
+	var flights singleflight.GroupOf[string]
 	answers := make(chan string, callers)
 	for range callers {
 		go func() {
-			v, err, _ := flights.DoContext(context.Background(), key, func(ctx context.Context) (any, error) {
+			answers <- must(flights.DoContext(context.Background(), key, func(ctx context.Context) (string, error) {
 				return load(ctx, rdb, leases, key, ask)
-			})
-			answers <- must(v, err).(string)
+			}))
 		}()
 	}
-	// Those who have joined stand in a select below DoContext.
-	joined := regexp.MustCompile(`\[select[^]]*\]:\n(?:.+\n)*?example\.com/singleflight\.\(\*Group\)\.DoContext\(`)
+	// Those who have joined stand in a select.
+	joined := regexp.MustCompile(`\[select[^]]*\]:\nexample\.com/singleflight\.\(\*call\)\.wait\(`)
 	stacks, n := make([]byte, 8<<20), 0
 	for n < callers && len(answers) == 0 {
 		time.Sleep(time.Millisecond)
