@@ -12,8 +12,7 @@ import (
 )
 
 // ErrGoexit is the Err of a [Result] if fn called [runtime.Goexit]. Test for it with
-// [errors.Is]. Only the channels of [Group.DoChan] receive it. The goroutines of
-// callers waiting in Do and DoContext exit instead.
+// [errors.Is]. Only the channels of [Group.DoChan] receive it.
 var ErrGoexit = errors.New("singleflight: fn called runtime.Goexit")
 
 // An ending is one of the three ways in which fn can end.
@@ -78,8 +77,9 @@ func (o outcome) result() (any, error) {
 }
 
 // A PanicError carries a panic of fn to the callers of its call. [Group.Do] and
-// [Group.DoContext] panic with a *PanicError. All callers of a call get the same one.
-// [errors.As] finds it in a recovered error, and in errors that wrap that.
+// [Group.DoContext] panic with a *PanicError, the same for all callers of a call.
+// [errors.As] finds it in a recovered error, and in errors that wrap that. To pass on
+// [net/http.ErrAbortHandler], look for it with [errors.Is] and panic with it.
 type PanicError struct {
 	value any
 	stack []byte // without its "goroutine N" line
@@ -98,6 +98,5 @@ func (p *PanicError) Unwrap() error {
 // Value returns the value that fn panicked with.
 func (p *PanicError) Value() any { return p.value }
 
-// Stack returns a copy of the stack of fn's panic, as formatted by
-// [runtime/debug.Stack] but without the first line, which names the goroutine.
+// Stack returns a copy of the stack of fn's panic, without its "goroutine N" line.
 func (p *PanicError) Stack() []byte { return bytes.Clone(p.stack) }

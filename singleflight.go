@@ -1,145 +1,82 @@
 // Copyright 2026 The singleflight Authors.
 // Use of this source code is governed by the BSD-style license in LICENSE.
 
-// Package singleflight suppresses duplicate function calls: when several goroutines
-// ask for the same thing at the same time, one does the work and all get its result.
-//
-// It is a drop-in replacement for golang.org/x/sync/singleflight. A program written
-// for that package compiles and behaves the same once its import path is changed,
-// except as listed under "Differences" below.
-//
-// A call is one execution of a function, fn, for a key in a [Group]. If a call is in
-// flight for its key, a caller joins it: its own fn is ignored, and it gets the results
-// of the call. Otherwise the caller starts a call. When fn has returned, panicked or
-// called [runtime.Goexit], the call ends in one step, which frees the key and settles
-// which callers get the results. Results are not cached.
-//
-// A caller of DoContext leaves its call if its context is done first. A call that
-// DoContext started is given up when all its callers have left. After that, as after
-// [Group.Forget], no caller joins the call any more, but its fn may run on.
+// Package singleflight suppresses duplicate function calls, as a drop-in replacement
+// for golang.org/x/sync/singleflight. A call is one execution of a function, fn, for a
+// key in a [GroupOf] or [Group]. A caller joins the call of its key that is in flight:
+// its own fn is ignored, and it gets the results. Otherwise it starts a call. A call
+// ends in one step, which frees the key and settles who gets the results.
 //
 // # Choosing a method
 //
-//   - Use [Group.Do] if callers can wait for as long as fn takes. It is the cheapest.
-//   - Use [Group.DoContext] if callers have a context, such as that of a request. Each
-//     leaves when its ctx is done. fn's context is canceled when the call is given up.
-//   - Use [Group.DoChan] in a select if callers can stop waiting but fn must finish.
-//   - Use the functions [Do] and [DoContext] for typed results.
-//   - Use [Group.Forget] to make the next caller start a new call, and
-//     [Group.ForgetUnshared] to do so unless another caller has joined the call.
+//   - Do is the cheapest. Callers wait for as long as fn takes.
+//   - DoContext is for callers with a context. fn's is canceled when all have left.
+//   - DoChan is for a select. fn runs to its end even if all stop waiting.
 //
-// All of them can be used for one key at the same time. All callers must use the same
-// Group: two Groups, such as one for each request, share no calls.
-//
-// A Group does not cache, expire, batch, retry or limit concurrency. Put a cache in
-// front, filled by fn. Across processes, use a lease in a shared store.
+// All can be used for one key at once. Two Groups (say, one for each request) share no
+// calls. A Group does not cache, expire, batch, retry or limit concurrency: put a cache
+// in front. Across processes, use a lease in a shared store.
 //
 // # Choosing a key
 //
-// The key must contain everything that the result depends on, such as the user, the
-// tenant, the credentials or a revision. Otherwise callers get results that are not
-// theirs. Join the parts of a key so that different parts make different keys: strings
-// with fmt.Sprintf("%q %q", a, b), integers with "%d %d" (under %q, many look the same).
+// The key must contain all that the result depends on, such as user, tenant, revision,
+// or a hash of the credentials. Otherwise callers get results of others. Join strings
+// with "%q %q", integers with "%d %d", so that different parts make different keys.
 //
 // # Writing fn
 //
-// Use the context that DoContext gives to fn. If fn uses the context of its caller
-// instead, all callers fail when that one hangs up. With DoChan, give fn a context of
-// its own, such as context.WithTimeout(context.WithoutCancel(ctx), limit).
+//   - Use the context that DoContext gives to fn. A caller's ends with that caller.
+//   - With DoChan, use context.WithTimeout(context.WithoutCancel(ctx), limit).
+//   - Set a timeout: callers join a stuck fn. Without a context, let a timer Forget.
+//   - Look into the cache again. The call that fills it can have just ended.
+//   - Compare a revision before storing. A forgotten fn may store old values.
+//   - Expect two fns of a key at once, after Forget or after all callers have left.
+//   - With DoContext or DoChan, use nothing of the caller's goroutine or request.
+//   - Take no lock that a caller holds. Begin transactions in fn.
+//   - Return what a ResponseWriter is to get. Each caller writes its own.
+//   - Examples show shutdown, late callers, and callers that see their own writes.
 //
-// Give fn a time limit. Later callers join a call that is stuck: with Do and DoChan
-// forever, with DoContext for as long as callers keep coming. If fn heeds a context,
-// set a timeout in fn. Otherwise let a timer forget the key.
+// # Panics
 //
-// Look into the cache again in fn if callers look into it first. A caller can miss the
-// cache and then ask just after the call that fills it has ended.
-//
-// Recover in an fn for DoContext or DoChan. Otherwise a panic can crash the process:
-// see "Panics and Goexit". Here, err is a named result of fn:
-//
-//	defer func() {
-//		if r := recover(); r != nil {
-//			err = fmt.Errorf("panic: %v\n\n%s", r, debug.Stack())
-//		}
-//	}()
-//
-// With these methods, fn runs on a goroutine of its own and can outlive its caller. So
-// it must not rely on what is bound to the caller's goroutine, such as a lock, nor use
-// what is closed or reused after the request, such as a body or a pooled buffer.
-//
-// A Group is not a mutex. Once a call was forgotten or given up, its fn may run on, or
-// clean up, beside the fn of the next call. It may also still store its value in a
-// cache. If the value can be outdated, compare a revision first.
+// If fn panics, so does every waiting caller, with the same [*PanicError]. The process
+// crashes instead if the call has a channel of DoChan, or if all callers of DoContext
+// have left. No recover above a caller, such as net/http's, prevents that. So recover
+// in fn, as in the handler example.
 //
 // # What callers share
 //
-// All callers of a call get the same value, not copies of it. Clone what you modify,
-// with [slices.Clone] or [maps.Clone] for example. No caller can know whether it is the
-// last to use the value. So return values that need no Close.
+//   - The value is not copied. Clone it before you set what differs by caller.
+//   - A value with a Close has no last user that anyone knows.
+//   - Callers that retry share the next error, too. Retry in fn.
+//   - If an error is due to the caller whose fn ran (its quota), others ask again.
+//   - A context error is fn's if ctx.Err() is nil, else either's: mark those of fn.
+//   - A flag in its own fn, not shared, tells a caller that it did the work. With
+//     DoContext and DoChan, make it atomic.
 //
-// All callers get the same error. Callers that try again at once can share the next
-// error, too. If an attempt is worth repeating, repeat it in fn.
+// # Tests and dumps
 //
-// A [context.DeadlineExceeded] or [context.Canceled] is fn's own error if the caller's
-// ctx.Err() is nil. Otherwise it can be fn's or the caller's. To tell them apart, wrap
-// the errors of fn in one of your own.
+// A Group may be used in and outside [testing/synctest] bubbles in turn. Waiting for a
+// call started in the same bubble, with a ctx of it, is durably blocking. Do not join
+// across the edge of a bubble: Do is then not durably blocked, and the process can
+// crash. In a dump of all goroutines, the second argument of doCall is the address of
+// fn's call. In callers that wait, it is the argument of sync.(*WaitGroup).Wait or
+// (*call).wait. To see keys, set labels in fn with [runtime/pprof.Do].
 //
-// The result shared is true for the caller that started the call, too. To know whether
-// a caller did the work, or to count those that did not, set a flag in each caller's
-// own fn. With DoContext and DoChan, make the flag atomic, as fn may still run.
+// # Differences from golang.org/x/sync v0.25.0
 //
-// # Panics and Goexit
-//
-// If fn panics, every caller waiting in Do or DoContext panics on its own goroutine
-// with the same [*PanicError]. If fn calls [runtime.Goexit], their goroutines exit, and
-// a channel gets [ErrGoexit]. A Goexit while fn panics replaces the panic, as in Go.
-//
-// The process crashes instead if fn panics and a caller of DoChan started or joined the
-// call, even if it dropped the channel. It also crashes if DoContext started the call
-// and all callers have left. The output has the value and fn's stack. Only a recover in
-// fn prevents the crash, not one above a caller, such as that of net/http's server.
-//
-// # Memory model
-//
-// In the terminology of the Go memory model, the end of fn synchronizes before each
-// return of Do and DoContext that it answers, each receive of its Result, and the start
-// of the key's next call. If the call was forgotten or given up, the Forget or the end
-// of the last caller's ctx synchronizes before that start instead.
-//
-// # Tests with synctest
-//
-// A Group may be used in one [testing/synctest] bubble after another, and outside. A
-// caller that waits for a call started in its bubble is durably blocked. In DoContext,
-// the Done channel of its ctx must belong to the bubble or be nil.
-//
-// Do not join calls across the edge of a bubble. If DoChan or DoContext in a bubble
-// joins a call from outside, the bubble can report a deadlock, or the process can crash
-// with an error that names a "synctest channel". So it can if DoContext outside joins a
-// call from a bubble, or Do a call that is just ending. Do is not durably blocked then.
-//
-// # Differences
-//
-// These are the differences from golang.org/x/sync/singleflight v0.25.0:
-//
-//   - If fn calls Goexit, a channel gets [ErrGoexit]. In x/sync, it gets nothing.
-//   - An error that fn returns is never taken for a panic. In x/sync, an error that
-//     another Group's panic produced panics every caller, or crashes the process.
-//   - A panic of a deferred function while fn's goroutine exits is kept, not lost.
-//   - panic(nil) under GODEBUG=panicnil=1 is a panic, unless a deferred function raises
-//     it while fn's goroutine exits. In x/sync, it is success with nil results.
-//   - No lock is held while callers are answered or the process crashes. In x/sync, the
-//     end of a call with many callers stalls all keys of its Group. On the other hand,
-//     the next call of a key can run before the channels of the last one have received.
-//   - The memory of a burst of calls is given back. In x/sync, a Group retains it.
-//   - Calls of different keys are not ordered. In x/sync, the Group's mutex orders them.
-//   - The calls in flight of all Groups are in one table. So calls of unrelated keys
-//     can delay one another by a lookup. Callers of DoContext inside fns can delay one
-//     another by a search for cycles. A debugger cannot list the calls of a Group. The
-//     leak profile misses goroutines stuck in calls of a dropped Group.
-//   - The types are not those of x/sync. Packages that pass them to each other must be
-//     switched together. To [reflect.DeepEqual], two used Groups are not equal.
-//   - The package has more names. They can collide in a file that imports it with a dot,
-//     and in a struct that embeds a Group beside another type with the same method.
+//   - After Goexit, a channel gets [ErrGoexit], not nothing.
+//   - An error that fn returns is never taken for another Group's panic.
+//   - A deferred function's panic during Goexit is kept, but for panic(nil).
+//   - panic(nil) under GODEBUG=panicnil=1 is otherwise a panic, not success.
+//   - No lock is held for answers: a key's next call can run before channels receive.
+//   - The memory of a burst of calls is given back.
+//   - Calls of different keys are not ordered.
+//   - A key whose bytes change does not stay busy.
+//   - All Groups share a table: keys can delay one another by a lookup, nested
+//     DoContexts by a search. Debuggers cannot list a Group's, leak profiles miss a
+//     dropped one's.
+//   - Types and stack frames are its own, and more names can collide in a dot import or
+//     an embedded Group. To [reflect.DeepEqual], used Groups differ.
 package singleflight
 
 import (
@@ -158,28 +95,32 @@ import (
 // A Group is a namespace of keys in which duplicate calls are suppressed. Groups share
 // no calls, whatever their keys.
 //
-// The zero Group is ready to use. A Group takes 8 bytes and needs no closing. Its
-// methods may be called by any number of goroutines at once.
-//
-// A used Group can be moved, as in x/sync, for example by a slice that grows. Its calls
-// move along, if the old place is not used again. A Group that is set to the zero Group
-// is a new one: the next caller of each key starts a new call, and the calls in flight
-// still answer their callers. Like any assignment, this one must be synchronized with
-// the use of the Group. A call of [Group.Forget] need not be.
+// The zero Group is ready to use. Its methods may be called by any number of goroutines
+// at once. It cannot be compared with ==.
 //
 // A Group must not be copied after first use; go vet reports most such copies. The
-// copies share their calls. Copies of an unused Group share none. A method with a value
-// receiver works on such a copy.
+// copies share their calls. Copies of an unused Group, such as those of a value
+// receiver, share none. A used Group may move, as in a slice that grows, if the old
+// place is not used again.
 //
-// While a call is in flight, its Group stays reachable, and with it the struct that the
-// Group is part of. So their finalizers and cleanups do not run in the middle of fn.
+// A Group that is set to the zero Group is a new one. The next caller of each key
+// starts a new call, and the calls in flight still answer their callers. The assignment
+// must be synchronized with method calls that begin at the same time, not with callers
+// that wait in a call, nor with the end of one.
+//
+// While a call is in flight, its Group and the struct that the Group is part of stay
+// reachable: no finalizer or cleanup of theirs runs.
+//
+// In the terminology of the Go memory model, the end of fn synchronizes before each
+// return and each receive of its results, and before the start of the key's next call.
+// What precedes Forget, or the leaving of the last caller, synchronizes before the
+// start of the call that it makes room for.
 type Group struct {
 	_  [0]func()     // makes == an error, as in x/sync
 	id atomic.Uint64 // 0 before first use; then constant, and of this Group alone
 }
 
-// Result is what a channel of [Group.DoChan] receives: the results of [Group.Do], or
-// [ErrGoexit] if fn called [runtime.Goexit].
+// Result is what a channel of [Group.DoChan] receives.
 type Result struct {
 	Val    any   // the value that fn returned
 	Err    error // the error that fn returned, or ErrGoexit
@@ -190,26 +131,23 @@ type Result struct {
 // fn instead, waits for that call, and returns its results.
 //
 // fn runs on the goroutine of the caller that starts the call. v and err are what fn
-// returned, even if both are not nil. shared is true for every caller that joined the
-// call. For the caller that started it, shared is true if another caller joined before
-// the call ended or was forgotten, even one that has left (see [Group.DoContext]).
+// returned, even if both are not nil. shared is true for every caller that joined. For
+// the one that started the call, it is true if another joined before the call ended or
+// was forgotten, even one that has left.
 //
 // Any string is a valid key. Once the call has ended, the Group retains neither the key
 // nor fn, v or err. Until then, the bytes of the key must not change: clone a key that
 // a framework reuses after the request.
 //
-// If fn panics, every caller waiting in Do panics with the same [*PanicError]. The
-// process crashes instead if a caller of [Group.DoChan] started or joined the call. If
-// fn calls [runtime.Goexit], the goroutine of every caller waiting in Do exits. A nil
-// fn panics like any call of a nil function, unless the caller joins.
+// If fn panics, every caller waiting in Do panics with the same [*PanicError], unless
+// the call has a channel of [Group.DoChan]. If fn calls [runtime.Goexit], the goroutine
+// of every such caller exits; a Goexit while fn panics replaces the panic. A nil fn
+// panics when it is called.
 //
 // fn may call every method of its Group, for any key. But an fn that waits in Do for
 // its own key waits for itself, forever, unless it calls [Group.Forget] first. So do
-// two fns that wait for each other's keys. To detect such cycles, use [Group.DoContext]
-// for every wait inside an fn.
-//
-// Do does not return before fn is done. If the caller must be able to stop waiting, use
-// [Group.DoContext] or [Group.DoChan].
+// two fns that wait for each other's keys. [Group.DoContext] detects a cycle of its own
+// waits.
 func (g *Group) Do(key string, fn func() (any, error)) (v any, err error, shared bool) {
 	s, c, joined := g.joinOrInsert(key)
 	s.mu.Unlock()
@@ -220,22 +158,18 @@ func (g *Group) Do(key string, fn func() (any, error)) (v any, err error, shared
 	return c.result()
 }
 
-// DoChan is like [Group.Do] but returns a channel that receives the results, instead of
-// waiting for them.
-//
-// The caller that starts a call starts one goroutine, on which fn runs to its end, even
-// if every caller has stopped waiting. Joining starts no goroutine. If fn needs a
-// context, give it one that the end of the request does not cancel:
-// context.WithTimeout(context.WithoutCancel(ctx), limit).
+// DoChan is like [Group.Do] but returns a channel that receives the results. The caller
+// that starts a call starts one goroutine, on which fn runs to its end, even if every
+// caller has stopped waiting. Joining starts no goroutine.
 //
 // The channel belongs to this caller alone. It receives one Result when fn has returned
 // or exited, and is not closed. It has room for the Result, so a caller may drop it:
-// nothing leaks once the call has ended. The key is free before the Result is sent. So
-// the next call of the key can run before the Result is received.
+// nothing leaks once the call has ended. The key is free before the Result is sent.
 //
 // If fn calls [runtime.Goexit], the Result has a nil Val and [ErrGoexit]. If fn panics,
-// the process crashes, even if every channel of the call was dropped. To prevent that,
-// recover in fn.
+// the process crashes, whichever method started the call, even if its channels were
+// dropped. The text is "singleflight: fn panicked in a call that has a channel of
+// DoChan: ", the value, and fn's stack.
 func (g *Group) DoChan(key string, fn func() (any, error)) <-chan Result {
 	ch := make(results, 1)
 	if c, joined := g.read(key, ch); !joined {
@@ -244,16 +178,12 @@ func (g *Group) DoChan(key string, fn func() (any, error)) <-chan Result {
 	return ch
 }
 
-// Forget makes the Group forget the call of key that is in flight, if there is one: the
-// next caller starts a new call. The forgotten call goes on beside it and answers the
-// callers that it has.
+// Forget makes the next caller of key start a new call. A call in flight goes on beside
+// it and answers the callers that it has.
 //
-// Forget does not cancel the context of the forgotten fn. If DoContext started the
-// call, the context is still canceled when all its callers have left.
-//
-// Whatever else the forgotten fn does still happens, such as storing a value that is
-// out of date by now. So to invalidate a cache, also change a revision, which fn
-// compares before it stores the value, or which is part of the key.
+// Forget does not cancel fn's context. That is still canceled when all callers have
+// left a call that DoContext started. To invalidate a cache, also change a revision in
+// the key, or one that fn compares before it stores.
 func (g *Group) Forget(key string) {
 	s, _, c := g.lookup(key)
 	if c != nil {
@@ -264,10 +194,7 @@ func (g *Group) Forget(key string) {
 
 // ForgetUnshared is like [Group.Forget], but does not forget a call that another caller
 // joined, even if that caller has left since. It reports whether the next caller starts
-// a new call: true if the call was forgotten or none is in flight, false otherwise.
-//
-// Use it when a caller of DoChan gives up on a slow call that nobody has joined: the
-// next caller then starts a new one.
+// a new call, also if none is in flight.
 func (g *Group) ForgetUnshared(key string) bool {
 	s, _, c := g.lookup(key)
 	defer s.mu.Unlock()
@@ -278,61 +205,39 @@ func (g *Group) ForgetUnshared(key string) bool {
 }
 
 // ErrRecursive is the error of a [Group.DoContext] that would close a cycle of waits:
-// fn would wait for its own call, directly or through other calls. While fn runs, a
-// goroutine that fn started gets it, too, if its context comes from fn's, even through
-// [context.WithoutCancel]. It does not matter whether fn waits for the goroutine. Give
-// it a context that does not come from fn's.
+// fn would wait for its own call, directly or through other calls. While fn runs, any
+// goroutine whose context comes from fn's gets it, even through
+// [context.WithoutCancel], and even if fn does not wait for the goroutine. Give
+// background work a context of its own.
 var ErrRecursive = errors.New("singleflight: call would wait for itself")
 
-// DoContext is like [Group.Do] for callers that have a context. Each caller waits until
-// the call ends or its own ctx is done. If ctx is done first, the caller leaves the
-// call and gets (nil, ctx.Err(), false) at once. The other callers do not notice.
+// DoContext is like [Group.Do] for callers that have a context. If ctx is already done,
+// it returns (nil, ctx.Err(), false) and neither starts nor joins a call. Otherwise it
+// joins the call in flight, whichever method started it, or starts one. fn then runs on
+// a new goroutine, with a context that has the values of this ctx, also after its
+// caller has left, but neither its deadline nor its cancellation. Do not pass a context
+// that a framework reuses after the request.
 //
-// The error is fn's, ctx.Err() (not its [context.Cause]), or [ErrRecursive]. fn can
-// return context.Canceled or context.DeadlineExceeded as well; to tell its errors from
-// ctx.Err(), mark them in fn. If ctx is done when DoContext is called, it returns (nil,
-// ctx.Err(), false) and neither starts nor joins a call. Who gets the results is
-// settled when the call ends: a caller that is still waiting then gets them, even if
-// its ctx is done by the time it returns. shared is as described for [Group.Do].
+// A caller whose ctx is done first leaves: it gets (nil, ctx.Err(), false) at once, and
+// the others do not notice. A call that DoContext started is given up when all have
+// left; those of Do and DoChan stay. In the same step the key becomes free. Then,
+// before the last caller returns, fn's context is canceled, with a [context.Cause] that
+// says why. If fn has not begun by then, it is not run. An fn that ignores its context
+// runs on beside later calls.
 //
-// DoContext joins the call of key that is in flight, whichever method started it. If
-// there is none, it starts one: fn runs on a new goroutine, with a context that has the
-// values of this ctx but neither its deadline nor its cancellation. So fn has the
-// trace, the logger or the user of the caller that started the call, also for those
-// that join and after that caller has left. Do not pass a context that a framework
-// reuses after the request; pass the request's own.
+// fn's context is also canceled when fn is done, before any caller gets the results. So
+// fn must return nothing bound to it, such as an unread response body, a client or a
+// token source. A caller still waiting when the call ends gets the results, even if its
+// ctx is done by then. If fn panicked or exited, so does every such caller. A panic
+// crashes the process if none waits; the text begins "singleflight: fn panicked after
+// all callers of DoContext had left: ". With a channel, it crashes as described for
+// [Group.DoChan].
 //
-// fn must use its context, not one of a caller. fn's context is canceled when fn is
-// done, before any caller gets the results. So fn must not return anything bound to it,
-// such as the body of an HTTP response that is still to be read.
-//
-// fn's context is also canceled when the call is given up. A call that DoContext
-// started is given up when its last caller leaves. In the same step the key becomes
-// free, so that no caller joins the call any more, and fn's context is canceled before
-// the last caller returns. A caller waiting in Do and a channel of DoChan, even a
-// dropped one, keep the call alive. A call that Do or DoChan started is not given up.
-// If work must finish even if all callers leave, use DoChan.
-//
-// An fn that ignores its context runs on after its call is given up, beside later
-// calls. The context has no deadline, and is not canceled while callers keep coming. So
-// an fn that can get stuck needs a timeout of its own.
-//
-// If fn panics or calls [runtime.Goexit], so does every caller waiting in DoContext or
-// Do when the call ends. fn's panic crashes the process instead if no caller is
-// waiting, or if a caller of DoChan started or joined the call. DoContext panics if ctx
-// is nil. A nil fn panics as described for [Group.Do].
-//
-// fn may itself call DoContext. It should pass on its own context, or one derived from
-// it, so that cycles are detected: if the other call waits for fn's call, directly or
-// through more calls, DoContext returns (nil, [ErrRecursive], false) at once, even if a
-// deadline would break the cycle later. This holds across Groups and for every
-// goroutine that uses fn's context, or one derived from it, while fn runs. A caller
-// that gets ErrRecursive counts as one that joined and left.
-//
-// DoContext does not see waits in Do or for a channel, or waits with a context that
-// does not come from an fn. A wait with the context of an enclosing fn counts for that
-// fn, not for the inner one. So name the context of each fn ctx. It then shadows the
-// others.
+// fn may call DoContext, with its own context or one derived from it. If that closes a
+// cycle of waits, even across Groups, it returns (nil, [ErrRecursive], false) at once;
+// the caller counts as one that joined and left. Waits in Do, for a channel, or with a
+// context from no fn are not seen. A wait with the context of an enclosing fn counts
+// for that fn, so name each fn's context ctx, which shadows the others.
 func (g *Group) DoContext(ctx context.Context, key string, fn func(context.Context) (any, error)) (v any, err error, shared bool) {
 	return g.doContext(ctx, key, contextFunc[any](fn))
 }
@@ -376,15 +281,13 @@ func (g *Group) doContext(ctx context.Context, key string, fn runner) (v any, er
 	return nil, ErrRecursive, false
 }
 
-// A GroupOf is a [Group] whose calls all have results of type V. Use it in new code, and
-// Group in place of the one of x/sync. What is said of Group and its methods holds for
-// GroupOf, except that its methods do not return shared.
-//
-// The zero GroupOf is ready to use.
+// A GroupOf is for new code, and a [Group] for code written for x/sync: the calls of a
+// GroupOf all have results of type V, and its methods do not return shared. Otherwise,
+// what is said of Group and its methods holds for GroupOf.
 type GroupOf[V any] struct{ group Group }
 
-// ResultOf is what a channel of [GroupOf.DoChan] receives: the results of fn, or the zero V
-// and [ErrGoexit] if fn called [runtime.Goexit].
+// ResultOf is what a channel of [GroupOf.DoChan] receives. With [ErrGoexit], Val is the
+// zero V.
 type ResultOf[V any] struct {
 	Val V
 	Err error
