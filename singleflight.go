@@ -211,12 +211,12 @@ func (g *Group) ForgetUnshared(key string) bool {
 // background work a context of its own.
 var ErrRecursive = errors.New("singleflight: call would wait for itself")
 
-// DoContext is like [Group.Do] for callers that have a context. If ctx is already done,
-// it returns (nil, ctx.Err(), false) and neither starts nor joins a call. Otherwise it
-// joins the call in flight, whichever method started it, or starts one. fn then runs on
-// a new goroutine, with a context that has the values of this ctx, also after its
-// caller has left, but neither its deadline nor its cancellation. Do not pass a context
-// that a framework reuses after the request.
+// DoContext is like [Group.Do] for callers with a context. If ctx is already done,
+// it returns (nil, ctx.Err(), false) and neither starts nor joins a call; a nil
+// ctx panics. Otherwise it joins the call in flight, whichever method started it,
+// or starts one. fn then runs on a new goroutine, with a context that has the values of
+// this ctx, also after its caller has left, but neither its deadline nor its
+// cancellation. Do not pass a context that a framework reuses after the request.
 //
 // A caller whose ctx is done first leaves: it gets (nil, ctx.Err(), false) at once, and
 // the others do not notice. A call that DoContext started is given up when all have
@@ -270,7 +270,8 @@ func (g *Group) doContext(ctx context.Context, key string, fn runner) (v any, er
 	}
 
 	ended := linked && c.wait(ctxDone)
-	e.unlink()               // before leaving: once canceled, fn may ask for the call that waited for it
+	// Before leaving: once its context is canceled, fn may ask for the call that waited.
+	e.unlink()
 	if ended || !c.leave() { // if leaving fails, the call has ended by now
 		<-c.done
 		return c.result()

@@ -964,7 +964,7 @@ func TestGroupsCopiedBeforeUseShareNoCalls(t *testing.T) {
 }
 
 func TestGroupHasOneIDIfItsFirstCallersMeet(t *testing.T) {
-	groups := make([]Group, 200_000)
+	groups := make([]Group, 500_000)
 	var sums [2]uint64
 	var wg sync.WaitGroup
 	for i := range sums {
@@ -2051,7 +2051,7 @@ func TestLinkLooksAtFewEdges(t *testing.T) {
 			nodes[i+1].link(&nodes[i])
 		}
 		for i := range nodes {
-			if level := int(nodes[i].level); level > n/lookBack+1 {
+			if level := int(nodes[i].level); level > n/32+1 {
 				t.Fatalf("chain %s: node %d is on level %d", name, i, level)
 			}
 		}
@@ -2068,7 +2068,7 @@ func TestLinkLooksAtFewEdges(t *testing.T) {
 			met++
 		}
 	}
-	check(t, "callers of the hub that link has met", met, lookBack)
+	check(t, "callers of the hub that link has met", met, 32)
 	check(t, "next is above the hub", next.level > hub.level, true)
 }
 
