@@ -613,7 +613,7 @@ var graph struct {
 //
 // Searching all that n waits for at each wait would be quadratic. So nodes have levels,
 // which only rise, and edges never lead to a lower one. That makes the search short, at
-// both ends. It takes many edges to make a level, so there are few, and a node seldom
+// both ends. While none is removed, a level takes many edges, so there are few, and a node seldom
 // rises. This is the two-way search of Bender, Fineman, Gilbert and Tarjan, "A New Approach
 // to Incremental Cycle Detection and Related Problems", with a constant bound.
 func (outer *node) link(n *node) (_ *edge, ok bool) {
