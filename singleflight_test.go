@@ -1030,11 +1030,9 @@ func TestKeyThatCannotBeReadPanicsInItsCallerAlone(t *testing.T) {
 // The specification shows each promise in a situation that somebody has thought of. Here a
 // Group is compared with a model of it in every situation that a few steps lead to. This
 // finds what goes wrong in the others: when a forgotten call is left, when a caller nested
-// in a call that was given up is the last one of another, when a call ends whose successor
-// has been joined.
+// in a call that was given up is the last one of another.
 
-// A step is one thing that is done to a Group. It has had all its effects before the next
-// one begins.
+// A step is done to a Group. It has had all its effects before the next one begins.
 type step struct {
 	op string
 	n  int // the key; the caller to cancel; the caller that started the call to end
@@ -1057,10 +1055,8 @@ type modelCaller struct {
 }
 
 type modelCall struct {
-	key      int
-	shared   bool
-	ended    bool
-	canceled bool // fn's context is, if it has one
+	key                     int
+	shared, ended, canceled bool // canceled: fn's context is, if it has one
 }
 
 func newModel(steps ...step) *model {
@@ -1107,21 +1103,20 @@ func (e fnError) Error() string { return fmt.Sprint("error of ", int(e)) }
 func (m *model) ask(by method, key int, within *modelCall, tied bool) {
 	w := &modelCaller{method: by, within: within, tied: tied}
 	m.callers = append(m.callers, w)
-	c := m.inFlight[key]
-	switch {
-	case tied && within.canceled:
+	if tied && within.canceled {
 		w.result = result{how: "returned", err: context.Canceled}
 		return
-	case c == nil:
+	}
+	c := m.inFlight[key]
+	if w.leads = c == nil; w.leads {
 		c = &modelCall{key: key}
 		m.inFlight[key] = c
-		w.leads = true
-	case within != nil && m.waitsFor(c, within):
+	} else {
 		c.shared = true
-		w.result = result{how: "returned", err: ErrRecursive}
-		return
-	default:
-		c.shared = true
+		if within != nil && m.waitsFor(c, within) {
+			w.result = result{how: "returned", err: ErrRecursive}
+			return
+		}
 	}
 	w.call = c
 }
@@ -1144,7 +1139,6 @@ func (m *model) waitsFor(c, d *modelCall) bool {
 	})
 }
 
-// remove makes the next caller start a call of its own, if it would have joined c.
 func (m *model) remove(c *modelCall) {
 	if m.inFlight[c.key] == c {
 		delete(m.inFlight, c.key)
@@ -1251,13 +1245,6 @@ type playedCaller struct {
 	cancel context.CancelFunc // of the caller's context
 }
 
-// seen is all that can be seen of a caller.
-type seen struct {
-	result   result
-	runs     int  // of its fn
-	canceled bool // the context of its fn is
-}
-
 // take takes a step, and compares what can be seen with the model.
 func (p *player) take(s step) {
 	p.t.Helper()
@@ -1287,6 +1274,11 @@ func (p *player) take(s step) {
 	if want := p.model.take(s); forgot != want {
 		p.t.Fatalf("%v: ForgetUnshared returned %v, want %v", p.taken, forgot, want)
 	}
+	type seen struct {
+		result   result
+		runs     int  // of fn
+		canceled bool // fn's context is
+	}
 	for i, w := range p.model.callers {
 		c := p.callers[i]
 		got, want := seen{result: *c.result, runs: c.f.runs}, seen{result: w.result}
@@ -1296,7 +1288,7 @@ func (p *player) take(s step) {
 		if w.leads {
 			want.runs = 1
 		}
-		if w.leads && w.method == byDoContext && got.runs == 1 {
+		if w.leads && c.f.ctx != nil && c.f.ctx.Done() != nil {
 			got.canceled, want.canceled = c.f.ctx.Err() != nil, w.call.canceled
 		}
 		if got != want {
@@ -1391,7 +1383,7 @@ func FuzzSchedules(f *testing.F) {
 // In the schedules, one step follows another. Here many callers use a few keys at the same
 // time. This finds what goes wrong within a step: between two locks, or between waking one
 // caller and the next. What each caller gets cannot be known beforehand. But what it got,
-// and when, is recorded, and every record has to obey some rules.
+// and when, is recorded, and every record has to obey some rules, whatever the scheduler does.
 
 // A history is a record of callers. Time is the ticks of a clock.
 type history struct {
@@ -1416,7 +1408,6 @@ type caller struct {
 	from, to int64        // before it asked, and when it had its result
 	result   result
 	left     bool // the result is the error of its context
-	early    bool // it had the result of a run whose context was not canceled yet
 }
 
 // A run is an execution of an fn. It is itself what fn returns or panics with, which shows
@@ -1465,9 +1456,9 @@ func pause(ctx context.Context, r *rand.Rand) bool {
 	return d < time.Hour || ctx.Err() != nil
 }
 
-// work asks for or forgets n keys, one after the other.
-func (h *history) work(r *rand.Rand, n int) {
-	for range n {
+// work asks for or forgets a hundred keys, one after the other.
+func (h *history) work(r *rand.Rand) {
+	for range 100 {
 		pause(context.Background(), r)
 		key := r.IntN(h.keys)
 		if key%kinds == steady || r.IntN(8) > 0 {
@@ -1475,18 +1466,15 @@ func (h *history) work(r *rand.Rand, n int) {
 			continue
 		}
 		g, name := h.groups.at(key)
-		f, ok := forget{key: key, from: h.clock.Add(1)}, true
+		from := h.clock.Add(1)
 		if r.IntN(2) == 0 {
 			g.Forget(name)
-		} else {
-			ok = g.ForgetUnshared(name)
+		} else if !g.ForgetUnshared(name) {
+			continue
 		}
-		f.to = h.clock.Add(1)
-		if ok {
-			h.mu.Lock()
-			h.forgets = append(h.forgets, f)
-			h.mu.Unlock()
-		}
+		h.mu.Lock()
+		h.forgets = append(h.forgets, forget{key, from, h.clock.Add(1)})
+		h.mu.Unlock()
 	}
 }
 
@@ -1503,10 +1491,7 @@ func (h *history) call(r *rand.Rand, key int, within *run) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	leave := sync.OnceFunc(func() {
-		c.canceled.Store(h.clock.Add(1))
-		cancel()
-	})
+	leave := sync.OnceFunc(func() { c.canceled.Store(h.clock.Add(1)); cancel() })
 	if c.method == byDoContext && key%kinds != steady && r.IntN(2) == 0 {
 		c.leaves = true
 		d := time.Duration(r.IntN(4)) * time.Millisecond
@@ -1519,9 +1504,6 @@ func (h *history) call(r *rand.Rand, key int, within *run) {
 		defer func() {
 			c.to = h.clock.Add(1)
 			c.left = c.result.err != nil && c.result.err == ctx.Err()
-			if e := c.result.run(); e != nil {
-				c.early = e.ctx.Done() != nil && e.ctx.Err() == nil
-			}
 			h.mu.Lock()
 			defer h.mu.Unlock()
 			h.callers = append(h.callers, c)
@@ -1553,15 +1535,14 @@ func (h *history) newRun(ctx context.Context, c *caller, r *rand.Rand) *run {
 	if ctx.Done() != nil && r.IntN(4) == 0 {
 		h.call(r, r.IntN(h.keys/kinds)*kinds+1+r.IntN(kinds-1), e) // not a steady key: the caller may leave
 	}
+	e.result = result{how: "returned", val: e}
 	switch n := r.IntN(4); {
 	case n == 0 && c.key%kinds == exiting:
-		e.result.how = "exited"
+		e.result = result{how: "exited"}
 	case n == 0 && c.key%kinds == panicky && !c.leaves && c.within == nil:
-		e.result.how = "panicked"
+		e.result = result{how: "panicked"}
 	case n == 1:
 		e.result = result{how: "returned", err: e}
-	default:
-		e.result = result{how: "returned", val: e}
 	}
 	e.canceled = ctx.Err() != nil
 	c.own = e
@@ -1638,8 +1619,8 @@ func (c *caller) check() string {
 		switch {
 		case r != want || e.leader.key != c.key || c.own != nil && c.own != e:
 			return fmt.Sprintf("the result is not from its call, which came to %+v", want)
-		case c.to < e.to || c.early:
-			return "the result came before fn had ended, or before its context was canceled"
+		case c.to < e.to:
+			return "the result came before fn had ended"
 		}
 	}
 	return ""
@@ -1694,7 +1675,7 @@ func TestHistories(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			var wg sync.WaitGroup
 			for worker := range uint64(16) {
-				wg.Go(func() { h.work(rand.New(rand.NewPCG(uint64(rounds), worker)), 100) })
+				wg.Go(func() { h.work(rand.New(rand.NewPCG(uint64(rounds), worker))) })
 			}
 			wg.Wait()
 			time.Sleep(2 * time.Hour) // until those that sleep in vain are gone
