@@ -41,6 +41,7 @@ import (
 
 // explanations says of each survivor why it breaks no promise of the library.
 var explanations = map[string]string{
+	"(s *stripe) resize: if size▸< minSlots { → <=":                                    "the same: minSlots becomes minSlots",
 	"(s *stripe) insert: if s.n++; 4*s.n▸> 3*len(s.slots) { → >=":                      "the table doubles one call earlier",
 	"(s *stripe) remove: if s.n--; len(slots) > minSlots && 4*s.n▸< len(slots) { → <=": "the table halves one call earlier",
 }
