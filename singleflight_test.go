@@ -33,8 +33,8 @@ import (
 
 // The first part of this file is the specification: a short test for each promise of the
 // documentation, in its order. After that comes what a single case cannot show, a section
-// each: all schedules, recorded concurrency, the memory model, what the collector frees,
-// the graph of waits, bubbles, crashes, allocations, and the table. The benchmarks are
+// each: all schedules, recorded concurrency, the memory model, locks, what the collector
+// frees, the graph of waits, bubbles, crashes, allocations, and the table. The benchmark is
 // last. A section opens with what it finds that the ones before it do not.
 //
 // The caller that starts a call is its leader, the others are joiners, and a caller of
@@ -50,13 +50,11 @@ func init() {
 }
 
 // bubble is synctest.Test for a library that may be broken. A goroutine that waits for a
-// mutex forever keeps synctest.Wait from returning, until go test gives up after ten
-// minutes. Here the process crashes after 20 s, with the stacks of all goroutines. No
-// bubble should take a second.
+// mutex forever keeps synctest.Wait from returning, and fuzzing and -soak have no timeout.
 func bubble(t *testing.T, f func(t *testing.T)) {
-	timer := time.AfterFunc(20*time.Second, func() {
+	timer := time.AfterFunc(5*time.Minute, func() { // a hundred times what the slowest takes
 		debug.SetTraceback("all")
-		panic("a bubble has not ended in 20 s")
+		panic("a bubble has not ended in 5 minutes")
 	})
 	defer timer.Stop()
 	synctest.Test(t, f)
@@ -389,28 +387,19 @@ func TestForgetStartsANewCallAndLeavesTheOldOneToItsCallers(t *testing.T) {
 	})
 }
 
-func TestForgetUnsharedForgetsAnUnsharedCall(t *testing.T) {
+func TestForgetUnsharedForgetsAnUnsharedCallAlone(t *testing.T) {
 	forEach(t, methods, func(t *testing.T, g *Group, m method) {
 		check(t, "ForgetUnshared without a call", g.ForgetUnshared("key"), true)
 		old, oldLeader := m.lead(t, g, "key")
 		check(t, "ForgetUnshared", g.ForgetUnshared("key"), true)
-		next, leader := m.lead(t, g, "key")
+		next, leader := byDo.lead(t, g, "key")
 		joiner := m.join(g, "key")
+		check(t, "ForgetUnshared of a shared call", g.ForgetUnshared("key"), false)
+		another := byDo.join(g, "key")
 		old.returns(1, nil)
 		next.returns(2, nil)
 		wantReturn(t, 1, nil, false, oldLeader)
-		wantReturn(t, 2, nil, true, leader, joiner)
-	})
-}
-
-func TestForgetUnsharedLeavesASharedCallAlone(t *testing.T) {
-	forEach(t, methods, func(t *testing.T, g *Group, m method) {
-		f, leader := byDo.lead(t, g, "key")
-		joiner := m.join(g, "key")
-		check(t, "ForgetUnshared", g.ForgetUnshared("key"), false)
-		another := byDo.join(g, "key")
-		f.returns(1, nil)
-		wantReturn(t, 1, nil, true, leader, joiner, another)
+		wantReturn(t, 2, nil, true, leader, joiner, another)
 	})
 }
 
@@ -474,21 +463,30 @@ func TestDoContextStopsWaitingWhenItsContextIsDone(t *testing.T) {
 }
 
 func TestDoContextGivesUpTheCallWhenTheLastCallerLeaves(t *testing.T) {
-	inBubble(t, func(t *testing.T, g *Group) {
-		ctx, cancel := withCancel(t.Context())
-		old := newBlocker(t)
-		caller := goCall(func() (any, error, bool) {
-			g.DoContext(ctx, "key", old.fnWith)
-			return nil, old.ctx.Err(), false
+	for _, forgotten := range []bool{false, true} {
+		inBubble(t, func(t *testing.T, g *Group) {
+			ctx, cancel := withCancel(t.Context())
+			old := newBlocker(t)
+			caller := goCall(func() (any, error, bool) {
+				g.DoContext(ctx, "key", old.fnWith)
+				return context.Cause(old.ctx).Error(), old.ctx.Err(), false
+			})
+			if forgotten {
+				g.Forget("key")
+			} else {
+				cancel()
+			}
+			next, leader := byDoContext.lead(t, g, "key")
+			cancel()
+			wantReturn(t, "singleflight: all callers of DoContext have left", context.Canceled, false, caller) // so fn's context was canceled first
+			check(t, "error of the next fn's context", next.ctx.Err(), nil)
+			old.returns(1, nil) // late, as it does not heed its context
+			joiner := byDo.join(g, "key")
+			next.returns(2, nil)
+			wantReturn(t, 2, nil, true, leader, joiner)
+			check(t, "cause after fn has returned", context.Cause(next.ctx), context.Canceled)
 		})
-		cancel()
-		wantReturn(t, nil, context.Canceled, false, caller) // so fn's context was canceled first
-		next, leader := byDoContext.lead(t, g, "key")
-		old.returns(1, nil) // late, as it does not heed its context
-		joiner := byDo.join(g, "key")
-		next.returns(2, nil)
-		wantReturn(t, 2, nil, true, leader, joiner)
-	})
+	}
 }
 
 func TestDoContextIsKeptAliveByCallersOfDoAndDoChan(t *testing.T) {
@@ -504,21 +502,6 @@ func TestDoContextIsKeptAliveByCallersOfDoAndDoChan(t *testing.T) {
 		f.returns(1, nil)
 		f2.returns(1, nil)
 		wantReturn(t, 1, nil, true, leader, joiner, another, another2)
-	})
-}
-
-func TestDoContextGivesUpAForgottenCallAlone(t *testing.T) {
-	inBubble(t, func(t *testing.T, g *Group) {
-		ctx, cancel := withCancel(t.Context())
-		old, _ := byDoContext.leadWith(t, ctx, g, "key")
-		g.Forget("key")
-		next, leader := byDoContext.lead(t, g, "key")
-		cancel()
-		check(t, "error of the forgotten fn's context", old.ctx.Err(), context.Canceled)
-		check(t, "error of the next fn's context", next.ctx.Err(), nil)
-		joiner := byDo.join(g, "key")
-		next.returns(2, nil)
-		wantReturn(t, 2, nil, true, leader, joiner)
 	})
 }
 
@@ -563,51 +546,25 @@ func TestDoContextDoesNotRunFnIfAllCallersHaveLeftBefore(t *testing.T) {
 	})
 }
 
-func TestDoContextTellsFnWhyItsContextIsCanceled(t *testing.T) {
-	inBubble(t, func(t *testing.T, g *Group) {
-		ctx, cancel := withCancel(t.Context())
-		f, _ := byDoContext.leadWith(t, ctx, g, "left")
-		cancel()
-		f2, _ := byDoContext.lead(t, g, "returned")
-		f2.returns(1, nil)
-		check(t, "cause after all callers have left", context.Cause(f.ctx).Error(), "singleflight: all callers of DoContext have left")
-		check(t, "error after all callers have left", f.ctx.Err(), context.Canceled)
-		check(t, "cause after fn has returned", context.Cause(f2.ctx), context.Canceled)
-	})
-}
-
 // ErrRecursive. A caller with the context of an fn stands for one inside it.
 
-func TestErrRecursiveForTheSameKey(t *testing.T) {
+func TestErrRecursiveIfACallWouldWaitForItself(t *testing.T) {
 	inBubble(t, func(t *testing.T, g *Group) {
-		ctx, cancel := withCancel(t.Context())
-		f, _ := byDoContext.leadWith(t, ctx, g, "key")
-		wantReturn(t, nil, ErrRecursive, false, joinContext(f.ctx, g, "key"))
-		check(t, "ForgetUnshared, as a caller has joined and left", g.ForgetUnshared("key"), false)
-		cancel() // of the last caller
-		check(t, "error of fn's context", f.ctx.Err(), context.Canceled)
-	})
-}
-
-func TestErrRecursiveThroughOtherCallsAndGroups(t *testing.T) {
-	inBubble(t, func(t *testing.T, g *Group) {
-		a, _ := byDoContext.lead(t, g, "a")
-		b, _ := byDoContext.leadWith(t, context.WithoutCancel(a.ctx), new(Group), "a")
-		c, _ := byDoContext.leadWith(t, b.ctx, g, "c")
-		ctx, cancel := context.WithTimeout(context.WithValue(c.ctx, ctxKey{}, 1), time.Hour)
+		ctx, leave := withCancel(t.Context())
+		a, _ := byDoContext.leadWith(t, ctx, g, "a")
+		b, _ := byDoContext.leadWith(t, context.WithoutCancel(a.ctx), new(Group), "a") // of another Group
+		c, _ := byDoContext.lead(t, g, "c")
+		first := joinContext(b.ctx, g, "c")
+		derived, cancel := context.WithTimeout(context.WithValue(c.ctx, ctxKey{}, 1), time.Hour)
 		defer cancel()
-		wantReturn(t, nil, ErrRecursive, false, joinContext(b.ctx, g, "a"), joinContext(c.ctx, g, "a"), joinContext(ctx, g, "a"))
-	})
-}
-
-func TestErrRecursiveIfTwoCallsAskForEachOther(t *testing.T) {
-	inBubble(t, func(t *testing.T, g *Group) {
-		a, _ := byDoContext.lead(t, g, "a")
-		b, _ := byDoContext.lead(t, g, "b")
-		first := joinContext(a.ctx, g, "b")
-		wantReturn(t, nil, ErrRecursive, false, joinContext(b.ctx, g, "a"))
+		for _, ctx := range []context.Context{a.ctx, b.ctx, c.ctx, derived} {
+			wantReturn(t, nil, ErrRecursive, false, joinContext(ctx, g, "a"))
+		}
 		wantWaiting(t, first)
-		b.returns(1, nil)
+		check(t, "ForgetUnshared, as those callers have joined", g.ForgetUnshared("a"), false)
+		leave() // as those have left, too, this is the last caller
+		check(t, "error of fn's context", a.ctx.Err(), context.Canceled)
+		c.returns(1, nil)
 		wantReturn(t, 1, nil, true, first)
 	})
 }
@@ -678,104 +635,82 @@ type loader[V any] interface {
 	ForgetUnshared(key string) bool
 }
 
-// forEachTyped runs a subtest for each method, with callers that call the method of g with
-// an fn or, to join a call, with nil.
-func forEachTyped[V any](t *testing.T, f func(t *testing.T, g loader[V], start func(fn func() (V, error)) *result, m method)) {
-	for _, m := range methods {
-		t.Run(string(m), func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				g := new(GroupOf[V])
-				f(t, g, func(fn func() (V, error)) *result {
-					return goCall(func() (any, error, bool) {
-						var v V
-						var err error
-						switch m {
-						case byDo:
-							v, err = g.Do("key", fn)
-						case byDoChan:
-							r := <-g.DoChan("key", fn)
-							v, err = r.Val, r.Err
-						case byDoContext:
-							v, err = g.DoContext(context.WithValue(t.Context(), ctxKey{}, 1), "key", func(ctx context.Context) (V, error) {
-								check(t, "value of fn's context", ctx.Value(ctxKey{}), any(1))
-								return fn()
-							})
-						}
-						return v, err, false
-					})
-				}, m)
-			})
+// startOf starts a caller of a GroupOf.
+func startOf[V any](m method, g loader[V], fn func() (V, error)) *result {
+	return goCall(func() (v any, err error, _ bool) {
+		switch m {
+		case byDo:
+			v, err = g.Do("key", fn)
+		case byDoChan:
+			r := <-g.DoChan("key", fn)
+			v, err = r.Val, r.Err
+		case byDoContext:
+			v, err = g.DoContext(context.Background(), "key", func(context.Context) (V, error) { return fn() })
+		}
+		return v, err, false
+	})
+}
+
+func TestGroupOfReturnsTheResultsOfFnUnchanged(t *testing.T) {
+	forEach(t, methods, func(t *testing.T, _ *Group, m method) {
+		wantReturn(t, 1, io.EOF, false, startOf(m, new(GroupOf[int]), func() (int, error) { return 1, io.EOF }))
+		wantReturn(t, 2, nil, false, startOf(m, new(GroupOf[int]), func() (int, error) { return 2, nil }))
+		wantReturn(t, io.EOF, nil, false, startOf(m, new(GroupOf[error]), func() (error, error) { return io.EOF, nil }))
+		wantReturn(t, nil, io.EOF, false, startOf(m, new(GroupOf[error]), func() (error, error) { return nil, io.EOF }))
+	})
+}
+
+func TestGroupOfSharesForgetsPanicsAndExitsAsGroupDoes(t *testing.T) {
+	for how, end := range map[string]func() (any, error){"returns": returns(1, io.EOF), "panics": panics("boom"), "exits": exits} {
+		forEach(t, methods, func(t *testing.T, _ *Group, m method) {
+			if how == "panics" && m == byDoChan {
+				return // it would crash
+			}
+			var g loader[any] = new(GroupOf[any])
+			unshared, f := newBlocker(t), newBlocker(t)
+			alone := startOf(m, g, unshared.fn)
+			check(t, "ForgetUnshared", g.ForgetUnshared("key"), true)
+			leader, joiner := startOf(m, g, f.fn), startOf(m, g, nil)
+			check(t, "ForgetUnshared of a shared call", g.ForgetUnshared("key"), false)
+			wantWaiting(t, alone, leader, joiner)
+			g.Forget("key")
+			wantReturn(t, 2, nil, false, startOf(m, g, returns(2, nil)))
+			unshared.returns(3, nil)
+			f.ends(end)
+			wantReturn(t, 3, nil, false, alone)
+			switch {
+			case how == "panics":
+				wantPanic(t, "boom", leader, joiner)
+			case how == "returns":
+				wantReturn(t, 1, io.EOF, false, leader, joiner)
+			case m == byDoChan:
+				wantReturn(t, nil, ErrGoexit, false, leader, joiner)
+			default:
+				want(t, result{how: "exited"}, leader, joiner)
+			}
 		})
 	}
 }
 
-func TestGroupOfReturnsTheResultsOfFnUnchanged(t *testing.T) {
-	forEachTyped(t, func(t *testing.T, _ loader[int], start func(func() (int, error)) *result, _ method) {
-		wantReturn(t, 1, io.EOF, false, start(func() (int, error) { return 1, io.EOF }))
-		wantReturn(t, 2, nil, false, start(func() (int, error) { return 2, nil }))
-	})
-	forEachTyped(t, func(t *testing.T, _ loader[error], start func(func() (error, error)) *result, _ method) {
-		wantReturn(t, io.EOF, nil, false, start(func() (error, error) { return io.EOF, nil }))
-		wantReturn(t, nil, io.EOF, false, start(func() (error, error) { return nil, io.EOF }))
-	})
-}
-
-func TestGroupOfSuppressesDuplicateCallsUntilTheyAreForgotten(t *testing.T) {
-	forEachTyped(t, func(t *testing.T, g loader[string], start func(func() (string, error)) *result, _ method) {
-		end := make(chan bool)
-		slow := func() (string, error) { <-end; return "slow", io.EOF }
-		leader := start(slow)
-		check(t, "ForgetUnshared", g.ForgetUnshared("key"), true)
-		leader2, joiner := start(slow), start(nil)
-		check(t, "ForgetUnshared of a shared call", g.ForgetUnshared("key"), false)
-		wantWaiting(t, leader, leader2, joiner)
-		g.Forget("key")
-		wantReturn(t, "quick", nil, false, start(func() (string, error) { return "quick", nil }))
-		close(end)
-		synctest.Wait()
-		wantReturn(t, "slow", io.EOF, false, leader, leader2, joiner)
-	})
-}
-
-func TestGroupOfPanicsAndExitsAsGroupDoes(t *testing.T) {
-	forEachTyped(t, func(t *testing.T, g loader[int], start func(func() (int, error)) *result, m method) {
-		end := make(chan func() (any, error))
-		fn := func() (int, error) { v, err := (<-end)(); return v.(int), err }
-		if m != byDoChan { // which would crash
-			leader, joiner := start(fn), start(nil)
-			end <- panics("boom")
-			synctest.Wait()
-			wantPanic(t, "boom", leader, joiner)
-		}
-		leader, joiner := start(fn), start(nil)
-		ch := g.DoChan("key", nil)
-		end <- exits
-		synctest.Wait()
-		check(t, "result of a channel", <-ch, ResultOf[int]{0, ErrGoexit})
-		if m == byDoChan {
-			wantReturn(t, 0, ErrGoexit, false, leader, joiner)
-		} else {
-			want(t, result{how: "exited"}, leader, joiner)
-		}
-	})
-}
-
-func TestGroupOfReturnsTheZeroValueToCallersThatLeave(t *testing.T) {
+func TestGroupOfReturnsTheZeroValueIfThereIsNone(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		var g GroupOf[int]
-		ctx, cancel := withCancel(t.Context())
-		var recursive error
-		caller := goCall(func() (any, error, bool) {
+		ctx, cancel := withCancel(context.WithValue(t.Context(), ctxKey{}, "value"))
+		var refused ResultOf[int]
+		leaver := goCall(func() (any, error, bool) {
 			v, err := g.DoContext(ctx, "key", func(ctx context.Context) (int, error) {
-				_, recursive = g.DoContext(ctx, "key", nil)
+				check(t, "value of fn's context", ctx.Value(ctxKey{}), any("value"))
+				refused.Val, refused.Err = g.DoContext(ctx, "key", nil)
 				<-ctx.Done()
 				return 1, nil
 			})
 			return v, err, false
 		})
 		cancel()
-		wantReturn(t, 0, context.Canceled, false, caller)
-		check(t, "error of fn's own caller", recursive, ErrRecursive)
+		wantReturn(t, 0, context.Canceled, false, leaver)
+		check(t, "result of a caller that is refused", refused, ResultOf[int]{0, ErrRecursive})
+		ch := g.DoChan("key", func() (int, error) { runtime.Goexit(); return 1, nil })
+		check(t, "result of a channel", <-ch, ResultOf[int]{0, ErrGoexit})
 	})
 }
 
@@ -829,13 +764,19 @@ func TestPanicErrorThatFnReturnsIsAnOrdinaryError(t *testing.T) {
 
 func TestPanicErrorOfANilFn(t *testing.T) {
 	inBubble(t, func(t *testing.T, g *Group) {
-		byItself := goCall(func() (any, error, bool) { return g.Do("key", nil) })
-		for _, c := range []*result{byItself, joinContext(t.Context(), g, "key")} {
+		var of GroupOf[int]
+		for i, f := range []func(){
+			func() { g.Do("key", nil) },
+			func() { g.DoContext(t.Context(), "key", nil) },
+			func() { of.Do("key", nil) },
+			func() { of.DoContext(t.Context(), "key", nil) },
+		} {
+			c := goCall(func() (any, error, bool) { f(); return nil, nil, false })
 			p, ok := c.val.(*PanicError)
 			if ok {
 				_, ok = p.Value().(runtime.Error)
 			}
-			check(t, "the panic's value is a runtime.Error", ok, true)
+			check(t, fmt.Sprint("the value of panic ", i, " is a runtime.Error"), ok, true)
 		}
 	})
 }
@@ -953,36 +894,33 @@ func TestGroupThatIsMovedOrCopiedTakesItsCallsAlong(t *testing.T) {
 func TestGroupsCopiedBeforeUseShareNoCalls(t *testing.T) {
 	inBubble(t, func(t *testing.T, _ *Group) {
 		unused := make([]Group, 1)
-		g, other := &unused[0], &slices.Clone(unused)[0]
-		f, leader := byDo.lead(t, g, "key")
-		f2, leader2 := byDo.lead(t, other, "key")
-		f.returns(1, nil)
-		f2.returns(2, nil)
-		wantReturn(t, 1, nil, false, leader)
-		wantReturn(t, 2, nil, false, leader2)
+		copies := slices.Clone(unused)
+		byDo.lead(t, &unused[0], "key")
+		byDo.lead(t, &copies[0], "key")
 	})
 }
 
+// A broken one shows in thousands of these Groups if there are two processors.
 func TestGroupHasOneIDIfItsFirstCallersMeet(t *testing.T) {
-	groups := make([]Group, 500_000)
-	var sums [2]uint64
+	groups := make([]Group, 200_000)
+	var hashes [2][]uint64
 	var wg sync.WaitGroup
-	for i := range sums {
+	for i := range hashes {
 		wg.Go(func() { // the second catches up, as it need not set the IDs
 			for j := range groups {
 				s, hash, _ := groups[j].lookup("key")
 				s.mu.Unlock()
-				sums[i] = 31*sums[i] + hash
+				hashes[i] = append(hashes[i], hash)
 			}
 		})
 	}
 	wg.Wait()
-	check(t, "the second saw the same IDs", sums[1], sums[0])
+	check(t, "both see the same IDs", slices.Equal(hashes[0], hashes[1]), true)
 }
 
 func TestGroupCannotBeCompared(t *testing.T) {
-	check(t, "a Group is comparable", reflect.TypeFor[Group]().Comparable(), false)
-	check(t, "a GroupOf is comparable", reflect.TypeFor[GroupOf[int]]().Comparable(), false)
+	check(t, "a Group is comparable", reflect.TypeOf(new(Group)).Elem().Comparable(), false)
+	check(t, "a GroupOf is comparable", reflect.TypeOf(new(GroupOf[int])).Elem().Comparable(), false)
 }
 
 func TestKeyIsAnyString(t *testing.T) {
@@ -1744,6 +1682,157 @@ func TestEndOfAPanicLeavesTheNextCallAlone(t *testing.T) {
 	})
 }
 
+// Locks.
+//
+// The tests before this see what callers get. Here they look at the stripes and at calls while
+// something is done with them: what runs without a lock, and what happens in one step.
+
+// inFlight checks all stripes, and returns how many calls can be joined.
+func inFlight(t *testing.T) (n int) {
+	t.Helper()
+	for i := range stripes {
+		s := &stripes[i].stripe
+		s.mu.Lock()
+		s.checkTable(t)
+		n += s.n
+		s.mu.Unlock()
+	}
+	return n
+}
+
+func TestCallersAreAnsweredUnderNoLock(t *testing.T) {
+	forEach(t, methods, func(t *testing.T, g *Group, m method) {
+		ctx, cancel := withCancel(t.Context())
+		f, leader := m.lead(t, g, "key")
+		joiner, leaver := byDo.join(g, "key"), joinContext(ctx, g, "key")
+		// Have the end of the call stop at each thing that it does for its callers.
+		var canceled atomic.Bool
+		stop, ch := make(chan bool), make(chan Result)
+		s, _, ending := g.lookup("key")
+		end := ending.cancel
+		ending.cancel = func(cause error) { <-stop; end(cause); canceled.Store(true) }
+		ending.wg.Add(1)
+		ending.readers = append(ending.readers, results(ch))
+		s.mu.Unlock()
+		look := func(what string) {
+			t.Helper()
+			s.checkUnlocked(t)
+			edit(g, "key", func(_ *stripe, c *call) { check(t, "call to join while the end "+what, c, nil) })
+		}
+		f.returns(1, nil)
+		look("cancels")
+		cancel() // too late
+		wantWaiting(t, leader, joiner, leaver)
+		close(stop)
+		synctest.Wait()
+		look("wakes")
+		check(t, "fn's context has been canceled", canceled.Load(), true)
+		ending.wg.Done()
+		synctest.Wait()
+		look("sends")
+		wantReturn(t, 1, nil, true, joiner, leaver)
+		<-ch
+		synctest.Wait()
+		wantReturn(t, 1, nil, true, leader)
+	})
+}
+
+func TestPanicIsRaisedByFnIfTheLastCallerHasLeft(t *testing.T) {
+	for range 2000 { // at the same time
+		s, c, _ := new(Group).joinOrInsert("key")
+		c.node, c.cancel = new(node), func(error) {}
+		var left bool
+		var end result
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			end.observe(func() (any, error, bool) { return nil, nil, c.end(&outcome{how: panicked, err: io.EOF}) })
+		})
+		wg.Go(func() { left = c.leave() })
+		runtime.Gosched() // until both wait for the mutex
+		s.mu.Unlock()
+		wg.Wait()
+		check(t, "the end of the call panics, as its caller has left", end.how == "panicked", left)
+	}
+}
+
+// If leaving took two locks, a caller that came in between could join a call that is then given
+// up. The mutex is held until it starves, so that it goes from the one who leaves to the one who
+// looks. If the scheduler lets neither wait for a millisecond, that proves nothing, ten times.
+func TestCallThatIsGivenUpHasNoCallers(t *testing.T) {
+	for range 10 {
+		s, c, _ := new(Group).joinOrInsert("key")
+		c.node, c.cancel = new(node), func(error) {}
+		var wg sync.WaitGroup
+		wg.Go(func() { c.leave() })
+		runtime.Gosched()
+		wg.Go(func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			check(t, "a call without callers can be joined", s.find(c.hash, c.key) == c && c.callers == 0, false)
+		})
+		for range 3 {
+			for start := time.Now(); time.Since(start) < 2*time.Millisecond; runtime.Gosched() {
+			}
+			s.mu.Unlock()
+			s.mu.Lock()
+		}
+		s.mu.Unlock()
+		wg.Wait()
+	}
+}
+
+// A hookContext calls a function with the name of each method that is called.
+type hookContext struct {
+	context.Context
+	hook func(method string)
+}
+
+func (c hookContext) Done() <-chan struct{} { c.hook("Done"); return c.Context.Done() }
+func (c hookContext) Err() error            { c.hook("Err"); return c.Context.Err() }
+func (c hookContext) Value(key any) any     { c.hook("Value"); return c.Context.Value(key) }
+
+func TestContextsMethodsMayUseTheGroup(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		outer, _ := byDoContext.lead(t, g, "outer")
+		ctx, cancel := context.WithCancel(outer.ctx)
+		var uses atomic.Int32
+		use := func(string) {
+			uses.Add(1)
+			inFlight(t) // locks every stripe
+			g.DoContext(outer.ctx, "another", returnsNil)
+		}
+		leader := goCall(func() (any, error, bool) {
+			return g.DoContext(hookContext{ctx, use}, "key", func(ctx context.Context) (any, error) {
+				ctx.Value(ctxKey{})
+				context.AfterFunc(ctx, func() { use("") })
+				cancel()
+				<-ctx.Done()
+				return nil, nil
+			})
+		})
+		wantReturn(t, nil, context.Canceled, false, leader)
+		check(t, "uses, in Err twice, Done, Value and AfterFunc", uses.Load() >= 5, true)
+	})
+}
+
+func TestContextsMethodsMayPanic(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *Group) {
+		f, leader := byDoContext.lead(t, g, "key")
+		before := inFlight(t)
+		for _, name := range []string{"Done", "Err", "Value"} {
+			ctx := hookContext{t.Context(), func(method string) {
+				if method == name {
+					panic("boom")
+				}
+			}}
+			want(t, result{how: "panicked", val: "boom"}, joinContext(ctx, g, "key"), joinContext(ctx, g, "unknown"))
+			check(t, "calls in flight", inFlight(t), before)
+		}
+		f.returns(1, nil)
+		wantReturn(t, 1, nil, false, leader)
+	})
+}
+
 // What the collector frees.
 //
 // No result shows what stays reachable once a call has ended, or what is freed too early.
@@ -1871,106 +1960,6 @@ func TestGroupIsReachableWhileACallIsInFlight(t *testing.T) {
 // The tests before this nest a few calls. Here are large graphs and callers that meet. This
 // finds wrong levels, and where more is searched or locked than necessary.
 
-// A graph is some nodes and edges, and the edges as a list.
-type nodesAndEdges struct {
-	nodes, all []*node // in use; and those that have ended
-	edges      []*edge
-}
-
-// reaches searches for a way through all edges, without levels.
-func (g *nodesAndEdges) reaches(start, end *node) bool {
-	visited, todo := map[*node]bool{start: true}, []*node{start}
-	for len(todo) > 0 {
-		n := todo[0]
-		todo = todo[1:]
-		if n.ended.Load() {
-			continue
-		}
-		if n == end {
-			return true
-		}
-		for _, e := range g.edges {
-			if x := e.nodes[to]; e.nodes[from] == n && !visited[x] {
-				visited[x] = true
-				todo = append(todo, x)
-			}
-		}
-	}
-	return false
-}
-
-// state is all that a refused caller must leave alone.
-func (g *nodesAndEdges) state() string {
-	var b strings.Builder
-	for _, n := range g.all {
-		fmt.Fprintln(&b, n.level, n.edges)
-	}
-	return b.String()
-}
-
-// check checks each edge: its place in the lists, and that it leads to no lower level.
-func (g *nodesAndEdges) check(t *testing.T) {
-	t.Helper()
-	n := 0
-	for _, x := range g.all {
-		for side, edges := range x.edges {
-			n += len(edges)
-			for i, e := range edges {
-				if e.nodes[side] != x || e.index[side] != i {
-					t.Fatalf("edge %d at a node, side %d, says that it is edge %d", i, side, e.index[side])
-				}
-			}
-		}
-	}
-	if n != 2*len(g.edges) {
-		t.Fatalf("the nodes have %d ends of edges, want %d", n, 2*len(g.edges))
-	}
-	for _, e := range g.edges {
-		if a, b := e.nodes[from], e.nodes[to]; a.level > b.level && !a.ended.Load() && !b.ended.Load() {
-			t.Fatalf("an edge leads from level %d to %d", a.level, b.level)
-		}
-	}
-}
-
-// step does one thing to the graph, and compares what link does with a search.
-func (g *nodesAndEdges) step(t *testing.T, r *rand.Rand, near int) {
-	t.Helper()
-	i := r.IntN(len(g.nodes))
-	outer := g.nodes[i]
-	switch op := r.IntN(50); {
-	case op == 0:
-		outer.ended.Store(true)
-	case op < 3: // the next call of the key
-		g.nodes[i] = new(node)
-		g.all = append(g.all, g.nodes[i])
-	case op < 8 && len(g.edges) > 0:
-		j := r.IntN(len(g.edges))
-		g.edges[j].unlink()
-		g.edges = slices.Delete(g.edges, j, j+1)
-	default:
-		n := g.nodes[r.IntN(len(g.nodes))]
-		if near > 0 {
-			n = g.nodes[(i+r.IntN(near))%len(g.nodes)]
-		}
-		ended := outer.ended.Load() || n.ended.Load()
-		cycle := !ended && g.reaches(n, outer)
-		before := ""
-		if cycle {
-			before = g.state()
-		}
-		e, ok := outer.link(n)
-		if ok == cycle || (e != nil) != (!cycle && !ended) {
-			t.Fatalf("link returned %v, %t in a graph of %d edges; it would close a cycle: %t", e, ok, len(g.edges), cycle)
-		}
-		if cycle && g.state() != before {
-			t.Fatal("a caller that was refused has changed the graph")
-		}
-		if e != nil {
-			g.edges = append(g.edges, e)
-		}
-	}
-}
-
 var graphSteps = flag.Int("graph", 100, "how many thousand operations TestLinkAgreesWithASearch does")
 
 // With few nodes, there are cycles. With many edges to one node, link gives up to look back.
@@ -1978,22 +1967,94 @@ func TestLinkAgreesWithASearch(t *testing.T) {
 	const steps = 500
 	for i := range *graphSteps * 1000 / steps {
 		r := rand.New(rand.NewPCG(uint64(i), 0))
-		var g nodesAndEdges
-		for range 2 + i%60 {
-			g.nodes = append(g.nodes, new(node))
+		nodes := make([]*node, 2+i%60) // in use
+		for i := range nodes {
+			nodes[i] = new(node)
 		}
-		g.all = slices.Clone(g.nodes)
+		all := slices.Clone(nodes)
+		var edges []*edge
 		for range steps {
-			g.step(t, r, i%3*3) // anywhere, or one of the three or six that follow
+			a, b := r.IntN(len(nodes)), r.IntN(len(nodes))
+			if near := i % 3 * 3; near > 0 {
+				b = (a + b%near) % len(nodes)
+			}
+			outer, n := nodes[a], nodes[b]
+			switch op := r.IntN(50); {
+			case op == 0:
+				outer.ended.Store(true)
+				continue
+			case op < 3: // the next call of the key
+				nodes[a] = new(node)
+				all = append(all, nodes[a])
+				continue
+			case op < 8 && len(edges) > 0:
+				j := r.IntN(len(edges))
+				edges[j].unlink()
+				edges = slices.Delete(edges, j, j+1)
+				continue
+			}
+			ended := outer.ended.Load() || n.ended.Load()
+			cycle := !ended && reaches(edges, n, outer)
+			before := ""
+			if cycle {
+				before = levelsAndEdges(all)
+			}
+			e, ok := outer.link(n)
+			if ok == cycle || (e != nil) != (!cycle && !ended) {
+				t.Fatalf("link returned %v, %t in a graph of %d edges; it would close a cycle: %t", e, ok, len(edges), cycle)
+			}
+			if cycle && levelsAndEdges(all) != before {
+				t.Fatal("a caller that was refused has changed the graph")
+			}
+			if e != nil {
+				edges = append(edges, e)
+			}
 		}
-		g.check(t)
-		for _, e := range g.edges {
+		for _, e := range edges {
+			for side, x := range e.nodes {
+				list := x.edges[side]
+				if list[e.index[side]] != e {
+					t.Fatalf("an edge is not at its index in the list of side %d", side)
+				}
+				if slices.ContainsFunc(list[len(list):cap(list)], func(e *edge) bool { return e != nil }) {
+					t.Fatalf("behind the list of side %d is an edge that was removed", side)
+				}
+			}
+			if a, b := e.nodes[from], e.nodes[to]; a.level > b.level && !a.ended.Load() && !b.ended.Load() {
+				t.Fatalf("an edge leads from level %d to %d", a.level, b.level)
+			}
+		}
+		for _, e := range edges {
 			e.unlink()
 		}
-		for _, n := range g.all {
+		for _, n := range all {
 			check(t, "room for edges in the end", cap(n.edges[from])+cap(n.edges[to]), 0)
 		}
 	}
+}
+
+// reaches searches for a way through all edges, without levels.
+func reaches(edges []*edge, start, end *node) bool {
+	met := []*node{start}
+	for i := 0; i < len(met); i++ {
+		if met[i] == end {
+			return true
+		}
+		for _, e := range edges {
+			if x := e.nodes[to]; e.nodes[from] == met[i] && !x.ended.Load() && !slices.Contains(met, x) {
+				met = append(met, x)
+			}
+		}
+	}
+	return false
+}
+
+func levelsAndEdges(nodes []*node) string {
+	var b strings.Builder
+	for _, n := range nodes {
+		fmt.Fprintln(&b, n.level, n.edges)
+	}
+	return b.String()
 }
 
 func TestLinkRefusesOneCallerOfACycle(t *testing.T) {
@@ -2032,7 +2093,7 @@ func TestLinkLooksAtFewEdges(t *testing.T) {
 			nodes[i+1].link(&nodes[i])
 		}
 		for i := range nodes {
-			if level := int(nodes[i].level); level > n/32+1 {
+			if level := int(nodes[i].level); level > n/20 {
 				t.Fatalf("chain %s: node %d is on level %d", name, i, level)
 			}
 		}
@@ -2049,8 +2110,42 @@ func TestLinkLooksAtFewEdges(t *testing.T) {
 			met++
 		}
 	}
-	check(t, "callers of the hub that link has met", met, 32)
+	if met > 100 {
+		t.Errorf("link has met %d of the callers of the hub, want a hundred at most", met)
+	}
 	check(t, "next is above the hub", next.level > hub.level, true)
+}
+
+// A search that called itself would leave each of them with a stack of a megabyte.
+func TestLinkKeepsNoLargeStacks(t *testing.T) {
+	const depth, callers = 10_000, 1000
+	nodes := make([]node, depth+1) // each waits for the one before it
+	for i := range depth {
+		nodes[i+1].link(&nodes[i])
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	var refused atomic.Int32
+	var tried, over sync.WaitGroup
+	tried.Add(callers)
+	end := make(chan bool)
+	for range callers {
+		over.Go(func() {
+			if _, ok := nodes[0].link(&nodes[depth]); !ok {
+				refused.Add(1)
+			}
+			tried.Done()
+			<-end
+		})
+	}
+	tried.Wait()
+	runtime.ReadMemStats(&after)
+	close(end)
+	over.Wait()
+	check(t, "callers that are refused", refused.Load(), callers)
+	if size := (int64(after.StackInuse) - int64(before.StackInuse)) / callers; size > 32<<10 {
+		t.Errorf("%d bytes of stack for each caller that was refused, want at most 32 KiB", size)
+	}
 }
 
 // A call has ended, but its callers have not been woken: they wait for it no longer.
@@ -2187,7 +2282,7 @@ func TestBubblesMayShareAGroupAndACallOfDo(t *testing.T) {
 	}
 }
 
-// Crashes.
+// Crashes and dumps.
 //
 // Only a process that dies shows that no recover stops a panic, and what is printed.
 
@@ -2200,7 +2295,7 @@ func crash(t *testing.T, reason string) string {
 		t.Skipf("%s has no processes", runtime.GOOS)
 	}
 	name := "^" + strings.ReplaceAll(regexp.QuoteMeta(t.Name()), "/", "$/^") + "$"
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run="+name, "-test.timeout=30s")
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run="+name)
 	// With a second processor, the process can die before fn's goroutine has come to rest, and
 	// then its stack is not in the dump.
 	cmd.Env = append(os.Environ(), crashEnv+"=1", "GOTRACEBACK=all", "GOMAXPROCS=1", "GORACE=atexit_sleep_ms=0")
@@ -2383,9 +2478,9 @@ func TestSizes(t *testing.T) {
 	check(t, "a call has at most 128 bytes", unsafe.Sizeof(call{}) <= 128, true)
 }
 
-// The table, and what runs without its locks.
+// The table.
 //
-// In the tests before this, few hashes collide, and no test looks at a lock while it is held.
+// In the tests before this, few hashes collide.
 
 // checkTable checks that find finds each call, and that the table is neither too full nor
 // too large. The mutex must be held, if others know s.
@@ -2464,220 +2559,68 @@ func TestTableSpreadsKeysAndGroups(t *testing.T) {
 	}
 }
 
-func TestCallersAreAnsweredUnderNoLock(t *testing.T) {
-	forEach(t, methods, func(t *testing.T, g *Group, m method) {
-		ctx, cancel := withCancel(t.Context())
-		f, leader := m.lead(t, g, "key")
-		joiner, leaver := byDo.join(g, "key"), joinContext(ctx, g, "key")
-		// Have the end of the call stop at each thing that it does for its callers.
-		var canceled atomic.Bool
-		stop, ch := make(chan bool), make(chan Result)
-		s, _, ending := g.lookup("key")
-		end := ending.cancel
-		ending.cancel = func(cause error) { <-stop; end(cause); canceled.Store(true) }
-		ending.wg.Add(1)
-		ending.readers = append(ending.readers, results(ch))
-		s.mu.Unlock()
-		look := func(what string) {
-			t.Helper()
-			s.checkUnlocked(t)
-			edit(g, "key", func(_ *stripe, c *call) { check(t, "call to join while the end "+what, c, nil) })
-		}
-		f.returns(1, nil)
-		look("cancels")
-		cancel() // too late
-		wantWaiting(t, leader, joiner, leaver)
-		close(stop)
-		synctest.Wait()
-		look("wakes")
-		check(t, "fn's context has been canceled", canceled.Load(), true)
-		ending.wg.Done()
-		synctest.Wait()
-		look("sends")
-		wantReturn(t, 1, nil, true, joiner, leaver)
-		<-ch
-		synctest.Wait()
-		wantReturn(t, 1, nil, true, leader)
-	})
-}
-
-func TestPanicIsRaisedByFnIfTheLastCallerHasLeft(t *testing.T) {
-	for range 2000 { // at the same time
-		s, c, _ := new(Group).joinOrInsert("key")
-		c.node, c.cancel = new(node), func(error) {}
-		var left bool
-		var end result
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			end.observe(func() (any, error, bool) { return nil, nil, c.end(&outcome{how: panicked, err: io.EOF}) })
-		})
-		wg.Go(func() { left = c.leave() })
-		runtime.Gosched() // until both wait for the mutex
-		s.mu.Unlock()
-		wg.Wait()
-		check(t, "the end of the call panics, as its caller has left", end.how == "panicked", left)
-	}
-}
-
-// A caller that comes while the last one leaves starts a new call, or it joins and keeps the
-// call alive. If leaving took two locks, it could join a call that is then given up. The
-// mutex is held until it starves, so that those who wait for it get it in their order.
-func TestCallThatIsGivenUpHasNoCallers(t *testing.T) {
-	for range 10 {
-		s, c, _ := new(Group).joinOrInsert("key")
-		var givenUp bool
-		c.node, c.cancel = new(node), func(error) { givenUp = true }
-		waiters, joined := make(chan bool), false
-		go func() { c.leave(); waiters <- true }()
-		runtime.Gosched()
-		go func() {
-			s.mu.Lock()
-			if s.find(c.hash, c.key) == c {
-				c.callers++
-				joined = true
-			}
-			s.mu.Unlock()
-			waiters <- true
-		}()
-		for range 3 {
-			for start := time.Now(); time.Since(start) < 2*time.Millisecond; runtime.Gosched() {
-			}
-			s.mu.Unlock()
-			s.mu.Lock()
-		}
-		s.mu.Unlock()
-		<-waiters
-		<-waiters
-		check(t, "joined a call that was given up", joined && givenUp, false)
-		s.mu.Lock()
-		s.remove(c)
-		s.mu.Unlock()
-	}
-}
-
-// inFlight checks all stripes, and returns how many calls can be joined.
-func inFlight(t *testing.T) (n int) {
-	t.Helper()
-	for i := range stripes {
-		s := &stripes[i].stripe
-		s.mu.Lock()
-		s.checkTable(t)
-		n += s.n
-		s.mu.Unlock()
-	}
-	return n
-}
-
-// A hookContext calls a function with the name of each method that is called.
-type hookContext struct {
-	context.Context
-	hook func(method string)
-}
-
-func (c hookContext) Done() <-chan struct{} { c.hook("Done"); return c.Context.Done() }
-func (c hookContext) Err() error            { c.hook("Err"); return c.Context.Err() }
-func (c hookContext) Value(key any) any     { c.hook("Value"); return c.Context.Value(key) }
-
-func TestContextsMethodsMayUseTheGroup(t *testing.T) {
-	inBubble(t, func(t *testing.T, g *Group) {
-		outer, _ := byDoContext.lead(t, g, "outer")
-		ctx, cancel := context.WithCancel(outer.ctx)
-		var uses atomic.Int32
-		use := func(string) {
-			uses.Add(1)
-			inFlight(t) // locks every stripe
-			g.DoContext(outer.ctx, "another", returnsNil)
-		}
-		leader := goCall(func() (any, error, bool) {
-			return g.DoContext(hookContext{ctx, use}, "key", func(ctx context.Context) (any, error) {
-				ctx.Value(ctxKey{})
-				context.AfterFunc(ctx, func() { use("") })
-				cancel()
-				<-ctx.Done()
-				return nil, nil
-			})
-		})
-		wantReturn(t, nil, context.Canceled, false, leader)
-		check(t, "uses, in Err twice, Done, Value and AfterFunc", uses.Load() >= 5, true)
-	})
-}
-
-func TestContextsMethodsMayPanic(t *testing.T) {
-	inBubble(t, func(t *testing.T, g *Group) {
-		f, leader := byDoContext.lead(t, g, "key")
-		before := inFlight(t)
-		for _, name := range []string{"Done", "Err", "Value"} {
-			ctx := hookContext{t.Context(), func(method string) {
-				if method == name {
-					panic("boom")
-				}
-			}}
-			want(t, result{how: "panicked", val: "boom"}, joinContext(ctx, g, "key"), joinContext(ctx, g, "unknown"))
-			check(t, "calls in flight", inFlight(t), before)
-		}
-		f.returns(1, nil)
-		wantReturn(t, 1, nil, false, leader)
-	})
-}
-
-// BenchmarkNested shows what the graph of waits costs, in graphs of several shapes: the
-// difference between calls with and without the contexts of the fns that they are in.
+// BenchmarkNested shows what the graph of waits costs: the difference between calls with and
+// without the contexts of the fns that they are in.
 func BenchmarkNested(b *testing.B) {
+	many := 10_000 * *nested
 	random := rand.New(rand.NewPCG(0, 0))
 	for _, shape := range []struct {
-		name  string
-		calls int
-		deps  func(n int) []int // those before call n for which it waits
+		name         string
+		calls, apart int                // each apart-th is started from outside the others
+		width        int                // for how many others a call waits
+		dep          func(n, i int) int // the i-th of them; they come before call n
 	}{
-		{"chain", 10_000, func(n int) []int { return []int{n - 1} }},
-		{"nearest10", 6000, func(n int) []int { return ints(10, func(i int) int { return n - 1 - i }) }},
-		{"farthest10", 6000, func(n int) []int { return ints(10, func(i int) int { return n - 10 + i }) }},
-		{"10of100", 6000, func(n int) []int { return ints(10, func(int) int { return n - 1 - random.IntN(min(n, 100)) }) }},
-		{"10of-all", 6000, func(n int) []int { return ints(10, func(int) int { return random.IntN(n) }) }},
-		{"nearest3", 20_000, func(n int) []int { return ints(3, func(i int) int { return n - 1 - i }) }},
+		{"chain", many, 1, 1, func(n, _ int) int { return n - 1 }},
+		{"nearest10", many * 6 / 10, 1, 10, func(n, i int) int { return n - 1 - i }},
+		{"farthest10", many * 6 / 10, 1, 10, func(n, i int) int { return n - 10 + i }},
+		{"10of100", many * 6 / 10, 1, 10, func(n, _ int) int { return n - 1 - random.IntN(min(n, 100)) }},
+		{"10of-all", many * 6 / 10, 1, 10, func(n, _ int) int { return random.IntN(n) }},
+		{"nearest3", many * 2, 1, 3, func(n, i int) int { return n - 1 - i }},
+		// A recursion, each level of which also joins the call at the top of a chain.
+		{"recursion", many * 2, many, 2, func(n, i int) int {
+			if i == 0 {
+				return n - 1
+			}
+			return n/many*many - 1 // none in the chain itself
+		}},
 	} {
-		deps := make([][]int, *nested*shape.calls)
+		deps := make([][]int, shape.calls)
 		for n := 1; n < len(deps); n++ {
-			deps[n] = slices.DeleteFunc(shape.deps(n), func(d int) bool { return d < 0 })
+			for i := range shape.width {
+				if d := shape.dep(n, i); d >= 0 {
+					deps[n] = append(deps[n], d)
+				}
+			}
 		}
 		for _, contexts := range []string{"fn", "none"} {
 			b.Run("shape="+shape.name+"/contexts="+contexts, func(b *testing.B) {
 				for b.Loop() {
-					nestedCalls(b.Context(), deps, contexts == "fn")
+					nestedCalls(b.Context(), deps, shape.apart, contexts == "fn")
 				}
 			})
 		}
-	}
-	for _, contexts := range []string{"fn", "none"} {
-		b.Run("shape=recursion/contexts="+contexts, func(b *testing.B) {
-			for b.Loop() {
-				nestedRecursion(b.Context(), *nested*10_000, contexts == "fn")
-			}
-		})
 	}
 }
 
 var nested = flag.Int("nested", 1, "how many times as many calls BenchmarkNested has")
 
-func ints(n int, f func(i int) int) (all []int) {
-	for i := range n {
-		all = append(all, f(i))
-	}
-	return all
-}
-
-// nestedCalls starts all calls in their order, at once. Each waits for its dependencies in
-// turn, in goroutines of its own. The first call takes 50 ms.
-func nestedCalls(ctx context.Context, deps [][]int, useFns bool) {
+// nestedCalls makes calls, each of which waits for its dependencies at once, in goroutines of
+// its own. The first call ends 50 ms after all have started.
+func nestedCalls(ctx context.Context, deps [][]int, apart int, useFns bool) {
 	var g Group
-	done := make([]atomic.Bool, len(deps))
+	var started atomic.Int64
+	allStarted, done := make(chan bool), make([]atomic.Bool, len(deps))
 	var get func(ctx context.Context, n int)
 	get = func(ctx context.Context, n int) {
 		g.DoContext(ctx, strconv.Itoa(n), func(fnCtx context.Context) (any, error) {
 			if useFns {
 				ctx = fnCtx
 			}
+			if started.Add(1) == int64(len(deps)) {
+				close(allStarted)
+			}
 			if n == 0 {
+				<-allStarted
 				time.Sleep(50 * time.Millisecond)
 			}
 			var wg sync.WaitGroup
@@ -2692,40 +2635,8 @@ func nestedCalls(ctx context.Context, deps [][]int, useFns bool) {
 		})
 	}
 	var wg sync.WaitGroup
-	for n := range deps {
+	for n := apart - 1; n < len(deps); n += apart {
 		wg.Go(func() { get(ctx, n) })
 	}
 	wg.Wait()
-}
-
-// nestedRecursion makes a call in the fn of another, so many deep. Each also joins one call,
-// below which hangs a chain of as many.
-func nestedRecursion(ctx context.Context, depth int, useFns bool) {
-	var g Group
-	bottom := make(chan bool)
-	var down func(ctx context.Context, key string, n int, also func(ctx context.Context))
-	down = func(ctx context.Context, key string, n int, also func(ctx context.Context)) {
-		g.DoContext(ctx, key+strconv.Itoa(n), func(fnCtx context.Context) (any, error) {
-			if useFns {
-				ctx = fnCtx
-			}
-			var wg sync.WaitGroup
-			wg.Go(func() { also(ctx) })
-			if n > 0 {
-				down(ctx, key, n-1, also)
-			} else {
-				<-bottom
-			}
-			wg.Wait()
-			return nil, nil
-		})
-	}
-	go down(ctx, "chain ", depth, func(context.Context) {})
-	var joined atomic.Int64
-	down(ctx, "level ", depth, func(ctx context.Context) {
-		if joined.Add(1) == int64(depth) {
-			close(bottom)
-		}
-		g.DoContext(ctx, "chain "+strconv.Itoa(depth), func(context.Context) (any, error) { return nil, nil })
-	})
 }
