@@ -19,7 +19,7 @@ var ErrGoexit = errors.New("singleflight: fn called runtime.Goexit")
 type ending uint8
 
 const (
-	exited   ending = iota // by runtime.Goexit; what is assumed until something else is seen
+	exited   ending = iota // by runtime.Goexit; assumed until run sees something else
 	returned               // with a value and an error
 	panicked
 )
@@ -29,14 +29,14 @@ const (
 type outcome struct {
 	how ending
 	val any
-	err error // what fn returned, or a *PanicError
+	err error // what fn returned, a *PanicError, or ErrGoexit
 }
 
 // run runs fn and notes what it comes to. It does not return if fn exits.
 //
 // While they happen, a Goexit and a panic(nil), under GODEBUG=panicnil=1, cannot be told
-// apart: recover returns nil for both. But only after a panic does control come back behind
-// the function that recovered.
+// apart: recover returns nil for both. But only after a panic does control come back to the
+// caller of the function whose deferred function has recovered.
 func (o *outcome) run(fn func() (any, error)) {
 	func() {
 		defer o.catch()
@@ -49,7 +49,7 @@ func (o *outcome) run(fn func() (any, error)) {
 }
 
 // catch is deferred by run around fn alone. It recovers a panic and takes its stack, which
-// is gone once catch has returned. It takes a stack for nothing if fn exits.
+// is gone once catch has returned. If fn exits, it takes one, too: that can be panic(nil).
 func (o *outcome) catch() {
 	if o.how != returned {
 		value := recover()
@@ -58,8 +58,8 @@ func (o *outcome) catch() {
 			// exiting, so control does not come back to run.
 			o.how = panicked
 		}
-		// The first line names a goroutine and its state. The panic is raised again on
-		// others, of which the line would not be true.
+		// The first line names a goroutine and its state. It would be wrong on the others,
+		// on which the panic is raised again.
 		_, stack, _ := bytes.Cut(debug.Stack(), []byte("\n"))
 		o.err = &PanicError{value, stack}
 	}

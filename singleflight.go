@@ -171,8 +171,8 @@ func (g *Group) Do(key string, fn func() (any, error)) (v any, err error, shared
 // dropped. The text is "singleflight: fn panicked in a call that has a channel of
 // DoChan: ", the value, and fn's stack.
 func (g *Group) DoChan(key string, fn func() (any, error)) <-chan Result {
-	ch := make(results, 1)
-	if c, joined := g.read(key, ch); !joined {
+	ch := make(resultChan, 1)
+	if c, joined := g.addReader(key, ch); !joined {
 		go doCall(g, c, fn)
 	}
 	return ch
@@ -249,11 +249,11 @@ func (g *Group) doContext(ctx context.Context, key string, fn runner) (v any, er
 	ctxDone := ctx.Done()
 	outer, _ := ctx.Value(nodeKey{}).(*node) // of the call in whose fn the caller is, or nil
 
-	var fnCtx context.Context
+	var fnCtx context.Context // if this caller starts the call
 	s, c, joined := g.joinOrInsert(key)
 	switch {
 	case !joined:
-		c.node = &node{Context: ctx}
+		c.node = &node{Context: ctx} // has no Done, so WithCancelCause calls no method of ctx
 		fnCtx, c.cancel = context.WithCancelCause(c.node)
 		c.done = fnCtx.Done()
 	case c.done == nil: // the first caller with a context, in a call of Do or DoChan
@@ -263,20 +263,20 @@ func (g *Group) doContext(ctx context.Context, key string, fn runner) (v any, er
 	s.mu.Unlock()
 
 	// Only a joiner can be refused: a new call waits for nothing before fn runs.
-	e, linked := outer.link(c.node)
+	e, allowed := outer.link(c.node)
 	if !joined {
-		// As a go statement with arguments, it would allocate one more closure.
+		// go doCall(…) would allocate one closure more.
 		go func() { doCall(g, c, func() (any, error) { return fn.run(fnCtx) }) }()
 	}
 
-	ended := linked && c.wait(ctxDone)
+	ended := allowed && c.wait(ctxDone)
 	// Before leaving: once its context is canceled, fn may ask for the call that waited.
 	e.unlink()
 	if ended || !c.leave() { // if leaving fails, the call has ended by now
-		<-c.done
+		<-c.done // the outcome is set before that
 		return c.result()
 	}
-	if linked {
+	if allowed {
 		return nil, ctx.Err(), false
 	}
 	return nil, ErrRecursive, false
@@ -309,8 +309,8 @@ func (g *GroupOf[V]) DoContext(ctx context.Context, key string, fn func(context.
 
 // DoChan is like [Group.DoChan].
 func (g *GroupOf[V]) DoChan(key string, fn func() (V, error)) <-chan ResultOf[V] {
-	ch := make(resultsOf[V], 1)
-	if c, joined := g.group.read(key, ch); !joined {
+	ch := make(resultChanOf[V], 1)
+	if c, joined := g.group.addReader(key, ch); !joined {
 		go func() { doCall(&g.group, c, func() (any, error) { return fn() }) }()
 	}
 	return ch
@@ -322,15 +322,14 @@ func (g *GroupOf[V]) Forget(key string) { g.group.Forget(key) }
 // ForgetUnshared is like [Group.ForgetUnshared].
 func (g *GroupOf[V]) ForgetUnshared(key string) bool { return g.group.ForgetUnshared(key) }
 
-// as returns the V that val holds. That is nothing if V is an interface and fn returned
-// nil, or if fn returned nothing: then it is the zero V.
+// as returns the V that val holds. If val is nil, it returns the zero V.
 func as[V any](val any) V {
 	v, _ := val.(V)
 	return v
 }
 
-// A runner is the fn of a caller with a context, of Group or GroupOf. To convert one, or a
-// reader, to an interface takes no allocation, as a closure around it would.
+// A runner is the fn of a caller with a context, of Group or GroupOf. It takes no allocation
+// to make an interface of a func or a channel. A closure around them would take one.
 type runner interface {
 	run(context.Context) (any, error)
 }
@@ -339,7 +338,7 @@ type contextFunc[V any] func(context.Context) (V, error)
 
 func (fn contextFunc[V]) run(ctx context.Context) (any, error) {
 	if err := ctx.Err(); err != nil {
-		return nil, err // all callers have left before, so nobody gets this
+		return nil, err // all callers left before fn began, so nobody gets this
 	}
 	return fn(ctx)
 }
@@ -349,19 +348,19 @@ type reader interface {
 	send(val any, err error, shared bool)
 }
 
-type results chan Result
+type resultChan chan Result
 
-type resultsOf[V any] chan ResultOf[V]
+type resultChanOf[V any] chan ResultOf[V]
 
-func (ch results) send(val any, err error, shared bool) { ch <- Result{val, err, shared} }
-func (ch resultsOf[V]) send(val any, err error, _ bool) { ch <- ResultOf[V]{as[V](val), err} }
+func (ch resultChan) send(val any, err error, shared bool) { ch <- Result{val, err, shared} }
+func (ch resultChanOf[V]) send(val any, err error, _ bool) { ch <- ResultOf[V]{as[V](val), err} }
 
 // The call.
 
 // lookup locks the stripe of key in g, which the caller must unlock. It returns the hash of
 // key in g, and the call that can be joined, or nil.
 func (g *Group) lookup(key string) (s *stripe, hash uint64, c *call) {
-	if g.id.Load() == 0 {
+	if g.id.Load() == 0 { // if another caller is first, its ID stays
 		g.id.CompareAndSwap(0, lastID.Add(0x9e3779b97f4a7c15))
 	}
 	hash = maphash.Comparable(seed, key) ^ g.id.Load()
@@ -372,7 +371,7 @@ func (g *Group) lookup(key string) (s *stripe, hash uint64, c *call) {
 
 // lastID is the ID of the last Group that was used for the first time. It is tempting to use
 // the address of a Group instead. But then a Group that is overwritten by a zero Group would
-// still have its calls, and one that is moved would lose them, or meet those of another.
+// still find its old calls, and one that is moved would lose them, or meet those of another.
 //
 // IDs step by 2^64 divided by the golden ratio. As that is odd, none comes twice. As it has
 // ones everywhere, they differ in all bits, and so do the hashes of one key in many Groups.
@@ -393,8 +392,8 @@ func (g *Group) joinOrInsert(key string) (s *stripe, c *call, joined bool) {
 	return s, c, true
 }
 
-// read adds a caller with a channel to the call of key, or to a new one.
-func (g *Group) read(key string, ch reader) (c *call, joined bool) {
+// addReader adds a caller with a channel to the call of key, or to a new one.
+func (g *Group) addReader(key string, ch reader) (c *call, joined bool) {
 	s, c, joined := g.joinOrInsert(key)
 	c.readers = append(c.readers, ch)
 	s.mu.Unlock()
@@ -412,9 +411,9 @@ type call struct {
 	// started on one side of the edge of a synctest bubble and joined on the other, that
 	// would crash the process.
 	//
-	// Each Done is followed by a Wait, which takes the mark of the bubble off wg. A joiner
-	// from outside that began to wait only now would crash on the mark, and so would the
-	// next bubble to use the call again. internal/synctest has a test for what Wait does,
+	// Each Done is followed by a Wait, which ends the association of wg with its bubble. With
+	// it, a joiner from outside that begins to wait only now would crash, and so would the
+	// next user of the spare call in another bubble. internal/synctest has a test for what Wait does,
 	// TestWaitGroupDisassociateInWait. If it changes, only programs in bubbles are concerned.
 	//
 	// It is the first field, so that a dump shows the call's address for those who wait.
@@ -427,7 +426,7 @@ type call struct {
 	// Guarded by the stripe's mutex. They are constant once the call has ended, so fn's
 	// goroutine and the callers that it wakes read them without the mutex then.
 	readers []reader // the channels of DoChan
-	callers int32    // how many have not left, in all methods
+	callers int32    // how many have not left; those of Do and DoChan never do
 	shared  bool     // whether a caller has joined, even if it has left since
 	ended   bool
 
@@ -476,7 +475,7 @@ func (c *call) leave() bool {
 	if left {
 		c.callers--
 	}
-	last := left && c.callers == 0 // DoContext started the call: callers of Do and DoChan stay
+	last := left && c.callers == 0 // if so, DoContext started the call
 	if last {
 		s.remove(c)
 	}
@@ -491,13 +490,13 @@ func (c *call) leave() bool {
 var errLeft = errors.New("singleflight: all callers of DoContext have left")
 
 // doCall runs fn, ends the call, and returns the results. If fn exited, so does doCall. If
-// fn panicked, so does doCall, unless there are callers of DoContext that do.
+// fn panicked, so does doCall, unless DoContext started the call and callers wait that panic.
 //
 // It takes two deferred functions. The inner one, in run, recovers a panic of fn. The outer
 // one ends the call, also if the goroutine exits, when it is known how fn ended.
 func doCall(g *Group, c *call, fn func() (any, error)) (v any, err error, shared bool) {
 	var o outcome
-	defer func() { v, err, shared = o.val, o.err, c.end(&o) }()
+	defer func() { v, err, shared = c.end(&o) }()
 	o.run(fn)
 	runtime.KeepAlive(g) // nothing else keeps the Group while fn runs
 	runtime.KeepAlive(c) // shows the address of the call in a dump
@@ -505,18 +504,18 @@ func doCall(g *Group, c *call, fn func() (any, error)) (v any, err error, shared
 }
 
 // end ends the call in one step: it takes it out of the table and settles who gets the
-// outcome. Then it hands the outcome to them. It reports whether the call was joined, and
-// panics as doCall does.
-func (c *call) end(o *outcome) (shared bool) {
+// outcome. Then it hands the outcome to them. It returns the results, and panics, as doCall
+// does.
+func (c *call) end(o *outcome) (v any, err error, shared bool) {
 	if o.how == exited {
-		o.err = ErrGoexit // for the channels
+		o.err = ErrGoexit // for the channels, instead of what catch has made
 	}
 	s := stripeOf(c.hash)
 	s.mu.Lock()
 	s.remove(c)
 	shared, readers := c.shared, c.readers
 	if !shared && c.done == nil && o.how == returned {
-		s.recycle(c) // which only this goroutine knows
+		s.recycle(c) // nobody else has a pointer to c
 		s.mu.Unlock()
 	} else {
 		c.ended = true
@@ -529,11 +528,11 @@ func (c *call) end(o *outcome) (shared bool) {
 	for _, ch := range readers {
 		ch.send(o.val, o.err, shared)
 	}
-	return shared
+	return o.val, o.err, shared
 }
 
-// wake hands the outcome to the callers in Do and DoContext. If fn panicked and no caller
-// can take the panic to its goroutine, the process crashes.
+// wake hands the outcome to the callers in Do and DoContext. It crashes the process if fn
+// panicked and there is a channel or no caller. It panics if this is a caller of Do.
 func (c *call) wake(o *outcome) {
 	if o.how == panicked && c.readers != nil {
 		// On a new goroutine, no recover stops the panic. This one stays, to be in the
@@ -546,7 +545,7 @@ func (c *call) wake(o *outcome) {
 		c.cancel(nil)
 	}
 	c.wg.Done()
-	c.wg.Wait()
+	c.wg.Wait() // see wg
 	if o.how == panicked && c.node == nil {
 		panic(o.err) // in a caller of Do, whose goroutine this is
 	}
@@ -613,9 +612,10 @@ var graph struct {
 //
 // Searching all that n waits for at each wait would be quadratic. So nodes have levels,
 // which only rise, and edges never lead to a lower one. That makes the search short, at
-// both ends. While none is removed, a level takes many edges, so there are few, and a node seldom
-// rises. This is the two-way search of Bender, Fineman, Gilbert and Tarjan, "A New Approach
-// to Incremental Cycle Detection and Related Problems", with a constant bound.
+// both ends. As long as none is removed, a level takes many edges. So there are few levels,
+// and a node seldom rises. This is the two-way search of Bender, Fineman, Gilbert and
+// Tarjan, "A New Approach to Incremental Cycle Detection and Related Problems", with a
+// constant bound.
 func (outer *node) link(n *node) (_ *edge, ok bool) {
 	if outer == nil || n == nil {
 		return nil, true
@@ -626,18 +626,18 @@ func (outer *node) link(n *node) (_ *edge, ok bool) {
 		return nil, true
 	}
 	if level := outer.level; level >= n.level { // if not, n does not lead to outer
-		graph.walks++ // so that no node has its mark
+		graph.walks++ // as if for a walk that met nothing
 		if _, all := outer.walk(to, lookBack, level, level); !all {
-			level++ // n will be above outer, so outer alone has to be met
-			graph.walks++
+			level++       // n will be above outer, so outer alone has to be met
+			graph.walks++ // as if for a walk that met outer alone
 			outer.mark = graph.walks
 		}
 		if n.mark == graph.walks {
 			return nil, false
 		}
 		if n.level < level {
-			rising, all := n.walk(from, math.MaxInt, 0, level-1)
-			if !all {
+			rising, acyclic := n.walk(from, math.MaxInt, 0, level-1)
+			if !acyclic {
 				return nil, false
 			}
 			for _, x := range rising {
@@ -653,14 +653,15 @@ func (outer *node) link(n *node) (_ *edge, ok bool) {
 	return e, true
 }
 
-// lookBack is how many edges to outer link looks at. With fewer, there are more levels; with
-// more, it takes longer to make one.
+// lookBack is how many edges link looks at behind outer, from any level. With fewer, there
+// are more levels; with more, it takes longer to make one.
 const lookBack = 32
 
-// walk marks n and the nodes that edges lead to from there, or from which they lead there,
-// past nodes on some levels alone. It returns them and true, unless there are more edges
-// than the limit or it meets a node that the last walk has marked. graph must be locked.
-func (n *node) walk(side, limit int, lowest, highest int32) (met []*node, all bool) {
+// walk marks n and what it reaches through nodes on some levels, along the edges (side from)
+// or against them (side to). It returns these nodes and true. It gives up, with false, after
+// more edges than the limit, or when it meets a node that the last walk has marked. graph
+// must be locked.
+func (n *node) walk(side, limit int, lowest, highest int32) (met []*node, ok bool) {
 	last := graph.walks
 	graph.walks++
 	n.mark = graph.walks

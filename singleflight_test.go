@@ -1712,7 +1712,7 @@ func TestCallersAreAnsweredUnderNoLock(t *testing.T) {
 		end := ending.cancel
 		ending.cancel = func(cause error) { <-stop; end(cause); canceled.Store(true) }
 		ending.wg.Add(1)
-		ending.readers = append(ending.readers, results(ch))
+		ending.readers = append(ending.readers, resultChan(ch))
 		s.mu.Unlock()
 		look := func(what string) {
 			t.Helper()
@@ -1745,7 +1745,7 @@ func TestPanicIsRaisedByFnIfTheLastCallerHasLeft(t *testing.T) {
 		var end result
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			end.observe(func() (any, error, bool) { return nil, nil, c.end(&outcome{how: panicked, err: io.EOF}) })
+			end.observe(func() (any, error, bool) { return c.end(&outcome{how: panicked, err: io.EOF}) })
 		})
 		wg.Go(func() { left = c.leave() })
 		runtime.Gosched() // until both wait for the mutex
