@@ -2098,6 +2098,10 @@ func TestLinkLooksAtFewEdges(t *testing.T) {
 			}
 		}
 	}
+	first, second, third := new(node), new(node), new(node)
+	first.link(second)
+	second.link(third) // looks back at the edge that link has just looked at
+	check(t, "level of a call below two others", third.level, 0)
 	hub, next := new(node), new(node)
 	for range 1000 {
 		new(node).link(hub)
