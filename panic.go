@@ -49,7 +49,7 @@ func (o *outcome) run(fn func() (any, error)) {
 }
 
 // catch is deferred by run around fn alone. It recovers a panic and takes its stack, which
-// is gone once catch has returned. If fn exits, it takes one, too: that can be panic(nil).
+// is gone once catch has returned. If fn exits, it does so, too: a panic(nil) looks alike.
 func (o *outcome) catch() {
 	if o.how != returned {
 		value := recover()

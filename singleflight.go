@@ -239,34 +239,42 @@ var ErrRecursive = errors.New("singleflight: call would wait for itself")
 // context from no fn are not seen. A wait with the context of an enclosing fn counts
 // for that fn, so name each fn's context ctx, which shadows the others.
 func (g *Group) DoContext(ctx context.Context, key string, fn func(context.Context) (any, error)) (v any, err error, shared bool) {
-	return g.doContext(ctx, key, contextFunc[any](fn))
+	return doContext(ctx, g, key, fn)
 }
 
-func (g *Group) doContext(ctx context.Context, key string, fn runner) (v any, err error, shared bool) {
+// doContext is generic so that a GroupOf needs no closure around fn, which would take an
+// allocation.
+func doContext[V any](ctx context.Context, g *Group, key string, fn func(context.Context) (V, error)) (v any, err error, shared bool) {
 	if err := ctx.Err(); err != nil {
 		return nil, err, false
 	}
 	ctxDone := ctx.Done()
 	outer, _ := ctx.Value(nodeKey{}).(*node) // of the call in whose fn the caller is, or nil
 
-	var fnCtx context.Context // if this caller starts the call
+	fnCtx := context.Background() // is fn's if this caller starts the call
 	s, c, joined := g.joinOrInsert(key)
-	switch {
-	case !joined:
-		c.node = &node{Context: ctx} // has no Done, so WithCancelCause calls no method of ctx
-		fnCtx, c.cancel = context.WithCancelCause(c.node)
+	if !joined {
+		c.node = &node{Context: ctx}
+		fnCtx = c.node // has no Done, so no method of ctx is called under the mutex
+	}
+	if c.done == nil { // no caller with a context has come before
+		fnCtx, c.cancel = context.WithCancelCause(fnCtx)
 		c.done = fnCtx.Done()
-	case c.done == nil: // the first caller with a context, in a call of Do or DoChan
-		done := make(chan struct{})
-		c.done, c.cancel = done, func(error) { close(done) }
 	}
 	s.mu.Unlock()
 
-	// Only a joiner can be refused: a new call waits for nothing before fn runs.
+	// Before fn runs: a new call waits for nothing yet, so only a joiner can be refused.
 	e, allowed := outer.link(c.node)
 	if !joined {
 		// go doCall(…) would allocate one closure more.
-		go func() { doCall(g, c, func() (any, error) { return fn.run(fnCtx) }) }()
+		go func() {
+			doCall(g, c, func() (any, error) {
+				if err := fnCtx.Err(); err != nil {
+					return nil, err // all callers left before fn began, so nobody gets this
+				}
+				return fn(fnCtx)
+			})
+		}()
 	}
 
 	ended := allowed && c.wait(ctxDone)
@@ -303,7 +311,7 @@ func (g *GroupOf[V]) Do(key string, fn func() (V, error)) (V, error) {
 // DoContext is like [Group.DoContext]. A caller that leaves or is refused gets the zero V
 // and the error.
 func (g *GroupOf[V]) DoContext(ctx context.Context, key string, fn func(context.Context) (V, error)) (V, error) {
-	v, err, _ := g.group.doContext(ctx, key, contextFunc[V](fn))
+	v, err, _ := doContext(ctx, &g.group, key, fn)
 	return as[V](v), err
 }
 
@@ -328,22 +336,8 @@ func as[V any](val any) V {
 	return v
 }
 
-// A runner is the fn of a caller with a context, of Group or GroupOf. It takes no allocation
-// to make an interface of a func or a channel. A closure around them would take one.
-type runner interface {
-	run(context.Context) (any, error)
-}
-
-type contextFunc[V any] func(context.Context) (V, error)
-
-func (fn contextFunc[V]) run(ctx context.Context) (any, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err // all callers left before fn began, so nobody gets this
-	}
-	return fn(ctx)
-}
-
-// A reader is the channel of a caller of DoChan, of Group or GroupOf.
+// A reader is the channel of a caller of DoChan, of Group or GroupOf. Making an interface of
+// a channel takes no allocation.
 type reader interface {
 	send(val any, err error, shared bool)
 }
@@ -373,8 +367,8 @@ func (g *Group) lookup(key string) (s *stripe, hash uint64, c *call) {
 // the address of a Group instead. But then a Group that is overwritten by a zero Group would
 // still find its old calls, and one that is moved would lose them, or meet those of another.
 //
-// IDs step by 2^64 divided by the golden ratio. As that is odd, none comes twice. As it has
-// ones everywhere, they differ in all bits, and so do the hashes of one key in many Groups.
+// IDs are multiples of 2^64 divided by the golden ratio, rounded down. As that is odd, none
+// comes twice. Their high bits are spread evenly, and so is one key in many Groups.
 var lastID atomic.Uint64
 
 // seed differs from process to process, so that nobody can choose keys that collide.
@@ -411,15 +405,15 @@ type call struct {
 	// started on one side of the edge of a synctest bubble and joined on the other, that
 	// would crash the process.
 	//
-	// Each Done is followed by a Wait, which ends the association of wg with its bubble. With
-	// it, a joiner from outside that begins to wait only now would crash, and so would the
-	// next user of the spare call in another bubble. internal/synctest has a test for what Wait does,
-	// TestWaitGroupDisassociateInWait. If it changes, only programs in bubbles are concerned.
+	// A Wait follows each Done, and ends the association of wg with its bubble. Otherwise,
+	// a joiner from outside that begins to wait only now would crash, and so would the next
+	// user of the spare call in another bubble. internal/synctest tests what Wait does, in
+	// TestWaitGroupDisassociateInWait. If that changes, only programs in bubbles break.
 	//
 	// It is the first field, so that a dump shows the call's address for those who wait.
 	wg sync.WaitGroup
 
-	// Set before the call is in the table, and constant from then on.
+	// Set before the call is in the table, and constant until it is the spare one.
 	hash uint64
 	key  string
 
@@ -428,10 +422,11 @@ type call struct {
 	readers []reader // the channels of DoChan
 	callers int32    // how many have not left; those of Do and DoChan never do
 	shared  bool     // whether a caller has joined, even if it has left since
-	ended   bool
+	ended   bool     // no caller can leave any more
 
 	// The outcome. Set by fn's goroutine when the call has ended, before it wakes the
-	// callers, which read it then. Not set in a call that becomes the spare one.
+	// callers, which read it then. Not set in a call that becomes the spare one. As a
+	// struct it would make the call larger: how fits beside ended.
 	how ending
 	val any
 	err error
@@ -440,20 +435,19 @@ type call struct {
 	// then on. All that read them without the mutex have held it since: the callers of
 	// DoContext when they joined, fn's goroutine when it ended the call.
 	node   *node                   // nil unless DoContext started the call
-	done   <-chan struct{}         // what callers of DoContext wait for
-	cancel context.CancelCauseFunc // closes done; cancels fn's context if DoContext started the call
+	done   <-chan struct{}         // closed when the call has ended or was given up
+	cancel context.CancelCauseFunc // of the context of done, fn's if node is set
 }
 
-// result returns, panics, or exits the goroutine, as fn did. It is for callers that the end
-// of the call has woken.
+// result is outcome.result, with shared, for callers that the end of the call has woken.
 func (c *call) result() (v any, err error, shared bool) {
 	v, err = outcome{c.how, c.val, c.err}.result()
 	return v, err, c.shared
 }
 
 // wait waits until the call has ended or ctxDone is closed, and reports whether the call
-// has ended. Not inlined, and with c in use to the end, it shows the address of the call in
-// a dump.
+// has ended. (A call is given up when nobody waits.) Not inlined, and with c in use to the
+// end, it shows the address of the call in a dump.
 //
 //go:noinline
 func (c *call) wait(ctxDone <-chan struct{}) (ended bool) {
@@ -489,11 +483,11 @@ func (c *call) leave() bool {
 // errLeft is the cause of the end of fn's context in a call that was given up.
 var errLeft = errors.New("singleflight: all callers of DoContext have left")
 
-// doCall runs fn, ends the call, and returns the results. If fn exited, so does doCall. If
-// fn panicked, so does doCall, unless DoContext started the call and callers wait that panic.
+// doCall runs fn, ends the call, and returns the results. If fn exited, so does doCall. If fn
+// panicked, so does doCall, unless DoContext started the call and its callers panic instead.
 //
 // It takes two deferred functions. The inner one, in run, recovers a panic of fn. The outer
-// one ends the call, also if the goroutine exits, when it is known how fn ended.
+// one ends the call when it is known how fn ended. It also runs if the goroutine exits.
 func doCall(g *Group, c *call, fn func() (any, error)) (v any, err error, shared bool) {
 	var o outcome
 	defer func() { v, err, shared = c.end(&o) }()
@@ -508,14 +502,14 @@ func doCall(g *Group, c *call, fn func() (any, error)) (v any, err error, shared
 // does.
 func (c *call) end(o *outcome) (v any, err error, shared bool) {
 	if o.how == exited {
-		o.err = ErrGoexit // for the channels, instead of what catch has made
+		o.err = ErrGoexit // for the channels; catch has put a *PanicError there
 	}
 	s := stripeOf(c.hash)
 	s.mu.Lock()
 	s.remove(c)
 	shared, readers := c.shared, c.readers
-	if !shared && c.done == nil && o.how == returned {
-		s.recycle(c) // nobody else has a pointer to c
+	if !shared && c.node == nil && o.how == returned {
+		s.recycle(c) // nobody else has a pointer to c, and there is no panic to raise
 		s.mu.Unlock()
 	} else {
 		c.ended = true
@@ -531,8 +525,9 @@ func (c *call) end(o *outcome) (v any, err error, shared bool) {
 	return o.val, o.err, shared
 }
 
-// wake hands the outcome to the callers in Do and DoContext. It crashes the process if fn
-// panicked and there is a channel or no caller. It panics if this is a caller of Do.
+// wake hands the outcome to the callers in Do and DoContext. If fn panicked, it crashes the
+// process if there is a channel or no caller, and it panics on the goroutine of a caller of
+// Do.
 func (c *call) wake(o *outcome) {
 	if o.how == panicked && c.readers != nil {
 		// On a new goroutine, no recover stops the panic. This one stays, to be in the
@@ -565,22 +560,31 @@ func (c *call) wake(o *outcome) {
 type node struct {
 	context.Context // of the caller that started the call; only for its values
 
-	ended atomic.Bool // whether the call has ended; then it waits for nothing
+	// Whether the call has ended. Then it waits for nothing. Set with the stripe's mutex
+	// held, and read with graph locked.
+	ended atomic.Bool
 
 	// Guarded by graph.
 	level int32
-	mark  uint64     // the last walk that came here
-	edges [2][]*edge // from this node, and to it
+	mark  uint64        // of the last walk that came here
+	edges [2][]halfEdge // out of this node, and into it
 }
 
-// An edge is in a list of each of its nodes.
+// An edge is out of the first of its nodes and into the second.
 type edge struct {
 	nodes [2]*node
-	index [2]int // in the lists; guarded by graph
+	index [2]int // in the lists of the nodes; guarded by graph
 }
 
-// The two sides of an edge, and the two lists of a node.
-const from, to = 0, 1
+// A halfEdge is an edge in the list of one of its nodes. With the other node in it, a walk
+// need not load the edge.
+type halfEdge struct {
+	other *node
+	edge  *edge
+}
+
+// The sides of an edge, and the directions of a walk.
+const out, in = 0, 1
 
 // nodeKey is the key of the node among the values of fn's context.
 type nodeKey struct{}
@@ -596,17 +600,17 @@ func (n *node) Value(key any) any {
 	return n.Context.Value(key)
 }
 
-// graph guards all nodes. Only callers inside an fn lock it, and never with the mutex of a
-// stripe. So a walk delays nobody else, except joiners of a call that such a caller is just
-// starting.
+// graph guards all nodes. Only callers with the context of an fn lock it, never with the
+// mutex of a stripe held. So a walk delays nobody else, except joiners of a call that such a
+// caller is just starting.
 var graph struct {
 	sync.Mutex
-	walks uint64 // how many there have been
+	mark uint64 // of the last walk; each takes the next
 }
 
 // link adds an edge for a caller that waits inside the fn of outer for the call of n. If
 // the edge would close a cycle, link changes nothing, and ok is false. If there is nothing
-// to add, link returns nil and true: outer is nil if the caller is not inside an fn, n is
+// to add, link returns nil and true: outer is nil if the caller's context is from no fn, n is
 // nil if Do or DoChan started the call, whose fn then has no context to wait with, and a
 // call that has ended waits for nothing.
 //
@@ -626,17 +630,17 @@ func (outer *node) link(n *node) (_ *edge, ok bool) {
 		return nil, true
 	}
 	if level := outer.level; level >= n.level { // if not, n does not lead to outer
-		graph.walks++ // as if for a walk that met nothing
-		if _, all := outer.walk(to, lookBack, level, level); !all {
-			level++       // n will be above outer, so outer alone has to be met
-			graph.walks++ // as if for a walk that met outer alone
-			outer.mark = graph.walks
+		graph.mark++ // no node has it, so the walk back stops at none
+		if _, all := outer.walk(in, lookBack, level, level); !all {
+			level++ // n will be above outer, so outer alone has to be met
+			graph.mark++
+			outer.mark = graph.mark
 		}
-		if n.mark == graph.walks {
+		if n.mark == graph.mark { // n leads to outer, or is outer
 			return nil, false
 		}
 		if n.level < level {
-			rising, acyclic := n.walk(from, math.MaxInt, 0, level-1)
+			rising, acyclic := n.walk(out, math.MaxInt, 0, level-1)
 			if !acyclic {
 				return nil, false
 			}
@@ -648,7 +652,7 @@ func (outer *node) link(n *node) (_ *edge, ok bool) {
 	e := &edge{nodes: [2]*node{outer, n}}
 	for side, x := range e.nodes {
 		e.index[side] = len(x.edges[side])
-		x.edges[side] = append(x.edges[side], e)
+		x.edges[side] = append(x.edges[side], halfEdge{e.nodes[1-side], e})
 	}
 	return e, true
 }
@@ -657,23 +661,23 @@ func (outer *node) link(n *node) (_ *edge, ok bool) {
 // are more levels; with more, it takes longer to make one.
 const lookBack = 32
 
-// walk marks n and what it reaches through nodes on some levels, along the edges (side from)
-// or against them (side to). It returns these nodes and true. It gives up, with false, after
+// walk marks n and what it reaches through nodes on some levels, along the edges (side out)
+// or against them (side in). It returns these nodes and true. It gives up, with false, after
 // more edges than the limit, or when it meets a node that the last walk has marked. graph
 // must be locked.
 func (n *node) walk(side, limit int, lowest, highest int32) (met []*node, ok bool) {
-	last := graph.walks
-	graph.walks++
-	n.mark = graph.walks
+	last := graph.mark
+	graph.mark++
+	n.mark = graph.mark
 	met = []*node{n}
 	for i := 0; i < len(met); i++ {
-		for _, e := range met[i].edges[side] {
-			x := e.nodes[1-side]
+		for _, half := range met[i].edges[side] {
+			x := half.other
 			if limit--; limit < 0 || x.mark == last {
 				return nil, false
 			}
-			if lowest <= x.level && x.level <= highest && x.mark != graph.walks && !x.ended.Load() {
-				x.mark = graph.walks
+			if lowest <= x.level && x.level <= highest && x.mark != graph.mark && !x.ended.Load() {
+				x.mark = graph.mark
 				met = append(met, x)
 			}
 		}
@@ -690,8 +694,8 @@ func (e *edge) unlink() {
 	defer graph.Unlock()
 	for side, n := range e.nodes {
 		edges, i, last := n.edges[side], e.index[side], len(n.edges[side])-1
-		edges[i], edges[last].index[side] = edges[last], i
-		edges[last] = nil
+		edges[i], edges[last].edge.index[side] = edges[last], i
+		edges[last] = halfEdge{}
 		n.edges[side] = edges[:last]
 		if last == 0 {
 			n.edges[side] = nil
@@ -706,18 +710,17 @@ func (e *edge) unlink() {
 // compare a key with an equal one, which depends on its length.
 //
 // The table has linear probing. It doubles and halves with the calls, so a burst of calls
-// gives back what it took, even while other calls stay. A map does not, and with a map in
-// each stripe, a Do beside 100,000 calls in flight took more than twice as long.
+// gives back what it took, even while other calls stay. A map does not.
 type stripe struct {
 	mu sync.Mutex
 
 	// Guarded by mu. At most three quarters of the slots are in use, so a search for a
 	// free one ends.
-	slots []slot // nil before first use; then a power of two
+	slots []slot // nil before first use; then their number is a power of two
 	n     int    // how many are in use
 
-	// A call to be used again, or nil. Without it, an unjoined Do takes twice as long. A
-	// second one would only serve calls that overlap in one stripe. Guarded by mu.
+	// A call to be used again, or nil. Without it, an unjoined Do would allocate. A second
+	// one would only serve calls that overlap in one stripe. Guarded by mu.
 	spare *call
 }
 
@@ -730,7 +733,7 @@ type slot struct {
 // stripes has all calls of the process that can be joined. With a table in each Group, the
 // callers of one Group would meet at one mutex, or each Group would need many. With a
 // sync.Map, a call would take three allocations. This way a Group takes 8 bytes and
-// retains nothing, and two processors with a key each take a fifth of the time of x/sync.
+// retains nothing.
 //
 // Of 256 stripes, sixteen busy processors lock one in sixteen at any time. So callers of
 // different keys rarely meet, and the array takes 32 KiB.
@@ -747,15 +750,16 @@ const minSlots = 8 // 128 bytes
 // stripeOf returns the stripe for a hash, by its top bits.
 func stripeOf(hash uint64) *stripe { return &stripes[hash>>(64-stripeBits)].stripe }
 
-// home returns the slot for a hash, once it is reduced to the size of the table. It leaves
-// out the lowest 24 bits. For one key in many Groups they would repeat, as the lowest bits
-// of the numbers of the Groups do.
+// home returns the slot for a hash, once it is masked with the size of the table. (Before
+// that, it can be negative if int has 32 bits.) It leaves out the lowest 24 bits. For one
+// key in, say, each 256th Group they would be alike, as the lowest bits of the IDs are.
 func home(hash uint64) int { return int(hash >> 24) }
 
 // find returns the call of key in the Group that made the hash, or nil. One key has a
 // different hash in each Group, so the Group need not be compared.
 func (s *stripe) find(hash uint64, key string) *call {
 	slots, mask := s.slots, len(s.slots)-1
+	// Before first use, there are no slots to look at, and n is 0.
 	for i := home(hash) & mask; s.n > 0 && slots[i].call != nil; i = (i + 1) & mask {
 		if slots[i].hash == hash && slots[i].call.key == key {
 			return slots[i].call
@@ -780,7 +784,7 @@ func (s *stripe) insert(hash uint64, key string) *call {
 	return c
 }
 
-// recycle makes the spare call of one that has ended and that nobody else knows.
+// recycle makes c the spare call. c has ended, and nobody else has a pointer to it.
 func (s *stripe) recycle(c *call) {
 	c.wg.Done()
 	c.wg.Wait()
@@ -811,8 +815,8 @@ func (s *stripe) remove(c *call) {
 	}
 	hole := i
 	for i = (i + 1) & mask; slots[i].call != nil; i = (i + 1) & mask {
-		// The slots are a circle. A search for this call passes the hole if it begins at
-		// least as far before slot i as the hole is.
+		// The slots are a circle. A search for this call goes from its home to slot i. If
+		// it passes the hole, it would end there.
 		if (i-home(slots[i].hash))&mask >= (i-hole)&mask {
 			slots[hole], hole = slots[i], i
 		}
@@ -823,7 +827,7 @@ func (s *stripe) remove(c *call) {
 	}
 }
 
-// resize moves the calls to so many slots, or to minSlots if that is more.
+// resize moves the calls to a table of so many slots, or of minSlots if that is more.
 func (s *stripe) resize(size int) {
 	if size < minSlots {
 		size = minSlots
