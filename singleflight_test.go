@@ -5,14 +5,12 @@ package singleflight
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"hash/maphash"
 	"io"
-	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -33,7 +31,7 @@ import (
 
 // The first part of this file is the specification: a short test for each promise of the
 // documentation, in its order. After that comes what a single case cannot show, a section
-// each: all schedules, recorded concurrency, the memory model, locks, what the collector
+// each: all schedules, real concurrency, the memory model, locks, what the collector
 // frees, the graph of waits, bubbles, crashes, allocations, and the table. The benchmark is
 // last. A section opens with what it finds that the ones before it do not.
 //
@@ -50,7 +48,7 @@ func init() {
 }
 
 // bubble is synctest.Test for a library that may be broken. A goroutine that waits for a
-// mutex forever keeps synctest.Wait from returning, and fuzzing and -soak have no timeout.
+// mutex forever keeps synctest.Wait from returning, and fuzzing has no timeout.
 func bubble(t *testing.T, f func(t *testing.T)) {
 	timer := time.AfterFunc(5*time.Minute, func() { // a hundred times what the slowest takes
 		debug.SetTraceback("all")
@@ -1320,310 +1318,112 @@ func FuzzSchedules(f *testing.F) {
 	})
 }
 
-// Recorded concurrency.
+// Real concurrency.
 //
-// In the schedules, one step follows another. Here many callers use a few keys at the same
-// time. This finds what goes wrong within a step: between two locks, or between waking one
-// caller and the next. What each caller gets cannot be known beforehand. But what it got,
-// and when, is recorded, and every record has to obey some rules, whatever the scheduler does.
+// In the schedules, one step follows another. Here callers of a few keys meet at any time. This
+// finds what goes wrong within a step: between two locks, or between waking one caller and the
+// next. What a caller will get cannot be known, but there are rules for what it got.
 
-// A history is a record of callers. Time is the ticks of a clock.
-type history struct {
-	clock  atomic.Int64
-	groups pair
-	keys   int // how many are used
-
-	mu      sync.Mutex // guards the rest
-	callers []*caller
-	runs    []*run
-	forgets []forget
-}
-
-// A caller asks for a key once.
-type caller struct {
-	method   method
-	key      int
-	within   *run         // the fn in which it asks, or nil
-	own      *run         // of its own fn, or nil
-	leaves   bool         // its context is canceled at some time, perhaps too late
-	canceled atomic.Int64 // just before that
-	from, to int64        // before it asked, and when it had its result
-	result   result
-	left     bool // the result is the error of its context
-}
-
-// A run is an execution of an fn. It is itself what fn returns or panics with, which shows
-// the run that a result is from.
+// A run is an execution of an fn. It is itself what fn returns or panics with.
 type run struct {
-	leader   *caller
-	ctx      context.Context
-	result   result // what fn comes to
-	canceled bool   // ctx was, when fn ended
-	late     bool   // fn waited for that in vain
-	from, to int64  // when fn started, and just before it ended
-	answered []*caller
-}
-
-func (e *run) Error() string { return fmt.Sprintf("run from %d to %d", e.from, e.to) }
-
-// A forget is a Forget, or a ForgetUnshared that returned true.
-type forget struct {
 	key      int
-	from, to int64
+	end      int64 // when fn ended
+	canceled bool  // fn's context was, by then
+	callers  atomic.Int32
+	answered atomic.Int64 // when one of them had it
+	unshared atomic.Bool  // one of them was told so
 }
 
-// The kinds of keys.
+func (e *run) String() string {
+	return fmt.Sprintf("run of key %d until %d, canceled: %t", e.key, e.end, e.canceled)
+}
+
+// The keys of callers that meet.
 const (
-	steady  = iota // fn returns; there is no Forget, and no caller leaves
-	exiting        // fn may call Goexit
-	panicky        // fn may panic; there is no DoChan, as that would crash the process
+	steady  = iota // no caller leaves or forgets
+	leaving        // callers do
+	exiting        // callers do, and fn exits
+	panicky        // fn panics; no caller leaves or asks for a channel, as that can crash the process
 	kinds
 )
 
-// pause often waits for a time at which others go on, too, or until ctx is done. Sometimes
-// nothing but ctx ends it before long. It reports whether it ended in time.
-func pause(ctx context.Context, r *rand.Rand) bool {
-	d := time.Duration(r.IntN(4)) * time.Millisecond
-	if r.IntN(16) == 0 && ctx.Done() != nil {
-		d = time.Hour
-	}
-	if r.IntN(2) == 0 {
-		return true
-	}
-	// The race detector of Go 1.26.8 was seen to crash now and then if the timers of package
-	// time do more in a bubble than wake a sleeping goroutine.
-	over, end := context.WithCancel(ctx)
-	go func() { time.Sleep(d); end() }()
-	<-over.Done()
-	return d < time.Hour || ctx.Err() != nil
-}
-
-// work asks for or forgets a hundred keys, one after the other.
-func (h *history) work(r *rand.Rand) {
-	for range 100 {
-		pause(context.Background(), r)
-		key := r.IntN(h.keys)
-		if key%kinds == steady || r.IntN(8) > 0 {
-			h.call(r, key, nil)
-			continue
+func TestCallersThatMeet(t *testing.T) {
+	var g Group
+	var clock atomic.Int64
+	var running [kinds]atomic.Int32
+	ask := func(r *rand.Rand) {
+		key, by := r.IntN(kinds), methods[r.IntN(len(methods))]
+		if key == panicky && by == byDoChan {
+			by = byDo
 		}
-		g, name := h.groups.at(key)
-		from := h.clock.Add(1)
-		if r.IntN(2) == 0 {
-			g.Forget(name)
-		} else if !g.ForgetUnshared(name) {
-			continue
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		if key == leaving || key == exiting {
+			go cancel()
 		}
-		h.mu.Lock()
-		h.forgets = append(h.forgets, forget{key, from, h.clock.Add(1)})
-		h.mu.Unlock()
-	}
-}
-
-// call has a caller ask for a key, on its own goroutine, since that may have to exit.
-func (h *history) call(r *rand.Rand, key int, within *run) {
-	c := &caller{method: byDoContext, key: key, within: within}
-	ctx := context.Background()
-	if within != nil {
-		ctx = within.ctx
-	} else if n := r.IntN(4); n == 0 {
-		c.method = byDo
-	} else if n == 1 && key%kinds != panicky {
-		c.method = byDoChan
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	leave := sync.OnceFunc(func() { c.canceled.Store(h.clock.Add(1)); cancel() })
-	if c.method == byDoContext && key%kinds != steady && r.IntN(2) == 0 {
-		c.leaves = true
-		d := time.Duration(r.IntN(4)) * time.Millisecond
-		go func() { time.Sleep(d); leave() }()
-	}
-	g, name := h.groups.at(key)
-	fnRand := rand.New(rand.NewPCG(r.Uint64(), 0))
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		defer func() {
-			c.to = h.clock.Add(1)
-			c.left = c.result.err != nil && c.result.err == ctx.Err()
-			h.mu.Lock()
-			defer h.mu.Unlock()
-			h.callers = append(h.callers, c)
-		}()
-		c.from = h.clock.Add(1)
-		c.result.observe(func() (any, error, bool) {
-			return c.method.callWith(ctx, g, name, func(ctx context.Context) (any, error) {
-				e := h.newRun(ctx, c, fnRand)
-				if c.leaves && fnRand.IntN(2) == 0 {
-					go leave() // just as the call ends
+		if key != steady && r.IntN(4) == 0 {
+			g.Forget(strconv.Itoa(key))
+		}
+		var got result
+		start := clock.Add(1)
+		got.observe(func() (any, error, bool) {
+			return by.callWith(ctx, &g, strconv.Itoa(key), func(ctx context.Context) (any, error) {
+				defer running[key].Add(-1)
+				if n := running[key].Add(1); n > 1 && key == steady {
+					t.Errorf("%d fns of a key at once", n)
 				}
-				switch e.result.how {
-				case "exited":
+				runtime.Gosched()
+				e := &run{key: key, canceled: ctx.Err() != nil, end: clock.Add(1)}
+				switch key {
+				case exiting:
 					runtime.Goexit()
-				case "panicked":
+				case panicky:
 					panic(e)
 				}
-				return e.result.val, e.result.err
+				return e, nil
 			})
 		})
-	})
-	wg.Wait()
-}
-
-// newRun does what the fn of c does, and records it, except for how it ends.
-func (h *history) newRun(ctx context.Context, c *caller, r *rand.Rand) *run {
-	e := &run{leader: c, ctx: ctx, from: h.clock.Add(1)}
-	e.late = !pause(ctx, r)
-	if ctx.Done() != nil && r.IntN(4) == 0 {
-		h.call(r, r.IntN(h.keys/kinds)*kinds+1+r.IntN(kinds-1), e) // not a steady key: the caller may leave
-	}
-	e.result = result{how: "returned", val: e}
-	switch n := r.IntN(4); {
-	case n == 0 && c.key%kinds == exiting:
-		e.result = result{how: "exited"}
-	case n == 0 && c.key%kinds == panicky && !c.leaves && c.within == nil:
-		e.result = result{how: "panicked"}
-	case n == 1:
-		e.result = result{how: "returned", err: e}
-	}
-	e.canceled = ctx.Err() != nil
-	c.own = e
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.runs = append(h.runs, e)
-	e.to = h.clock.Add(1)
-	return e
-}
-
-// run returns the run that a result is from, or nil if it does not say.
-func (r result) run() *run {
-	if p, ok := r.val.(*PanicError); ok {
-		r.val = p.Value()
-	}
-	if e, ok := r.val.(*run); ok {
-		return e
-	}
-	e, _ := r.err.(*run)
-	return e
-}
-
-// check checks a history that is complete.
-func (h *history) check(t *testing.T) {
-	for _, c := range h.callers {
-		if wrong := c.check(); wrong != "" {
-			t.Fatalf("%s: caller %+v", wrong, c)
+		end := clock.Add(1)
+		want, val := result{how: "returned", val: got.val, shared: got.shared}, got.val
+		if p, ok := val.(*PanicError); ok {
+			want, val = result{how: "panicked", val: p}, p.Value()
 		}
-	}
-	runs := make(map[int][]*run) // by key
-	for _, e := range h.runs {
-		if wrong := e.check(); wrong != "" {
-			t.Fatalf("%s: %+v, started by %+v", wrong, e, e.leader)
-		}
-		for _, c := range e.answered {
-			if slices.ContainsFunc(h.forgets, func(f forget) bool { return f.key == c.key && e.from < f.from && f.to < c.from }) {
-				t.Fatalf("joined a call that was forgotten before: caller %+v, %+v", c, e)
-			}
-		}
-		for _, e2 := range runs[e.leader.key] {
-			if h.overlap(e, e2) {
-				t.Fatalf("%+v and %+v overlap", e, e2)
-			}
-		}
-		runs[e.leader.key] = append(runs[e.leader.key], e)
-	}
-}
-
-// check says what is wrong with a caller, and adds it to those that its run has answered.
-func (c *caller) check() string {
-	e, r := cmp.Or(c.result.run(), c.own), c.result
-	switch {
-	case c.left:
-		if c.method != byDoContext || r != (result{how: "returned", err: r.err}) {
-			return "left, but not with the error of its context alone"
-		}
-	case r.err == ErrRecursive:
-		if c.within == nil || c.own != nil || r != (result{how: "returned", err: r.err}) {
-			return "refused, although it is in no fn, or has started a call"
-		}
-	case e == nil: // it joined a call whose fn exited, which no result names
-		if c.key%kinds != exiting || r != (result{how: "exited"}) && r != (result{"returned", nil, ErrGoexit, true}) {
-			return "the result is from no run"
-		}
-	default:
-		e.answered = append(e.answered, c)
-		want := e.result
-		want.shared = r.shared
-		if want.how == "panicked" {
-			want.val = e.answered[0].result.val // all recover the same
-		} else if want.how == "exited" && c.method == byDoChan {
-			want.how, want.err = "returned", ErrGoexit
-		}
+		e, ok := val.(*run)
 		switch {
-		case r != want || e.leader.key != c.key || c.own != nil && c.own != e:
-			return fmt.Sprintf("the result is not from its call, which came to %+v", want)
-		case c.to < e.to:
-			return "the result came before fn had ended"
-		}
-	}
-	return ""
-}
-
-// check says what is wrong with a run and those that it has answered.
-func (e *run) check() string {
-	first, last := int64(math.MaxInt64), e.leader.from
-	for _, c := range e.answered {
-		first, last = min(first, c.to), max(last, c.from)
-		if e.result.how == "returned" && c.result.shared != e.answered[0].result.shared {
-			return "shared is true for some callers only"
-		}
-	}
-	if e.result.how == "returned" && len(e.answered) > 0 {
-		shared := e.answered[0].result.shared
-		if !shared && len(e.answered) > 1 || shared && len(e.answered) == 1 && e.leader.key%kinds == steady {
-			return "shared is wrong"
-		}
-	}
-	switch c := e.leader; {
-	case last > first:
-		return "joined when it had answered"
-	case c.left && c.within == nil && c.canceled.Load() > first:
-		return "its leader left when it had answered"
-	case e.canceled && len(e.answered) > 0:
-		return "canceled, although a caller waited"
-	case e.late && len(e.answered) == 0 && e.result.how == "returned":
-		return "not canceled, although all callers had left"
-	}
-	return ""
-}
-
-// overlap reports whether two runs of a key were at the same time, although no call was
-// forgotten and at least one caller of each had not left.
-func (h *history) overlap(a, b *run) bool {
-	return a.from < b.to && b.from < a.to && len(a.answered) > 0 && len(b.answered) > 0 &&
-		!slices.ContainsFunc(h.forgets, func(f forget) bool {
-			return f.key == a.leader.key && f.to > min(a.leader.from, b.leader.from) && f.from < max(a.from, b.from)
-		})
-}
-
-var soak = flag.Duration("soak", 0, "how long TestHistories goes on; give -timeout 0, too")
-
-func TestHistories(t *testing.T) {
-	least := 60 // rounds
-	if quick() {
-		least = 20
-	}
-	for start, rounds := time.Now(), 0; rounds < least || time.Since(start) < *soak; rounds++ {
-		h := &history{keys: kinds * (1 + rounds%2*5)}
-		bubble(t, func(t *testing.T) {
-			var wg sync.WaitGroup
-			for worker := range uint64(16) {
-				wg.Go(func() { h.work(rand.New(rand.NewPCG(uint64(rounds), worker))) })
+		case by == byDoContext && ctx.Err() != nil && got.err != nil:
+			want = result{how: "returned", err: context.Canceled}
+		case key == exiting && by == byDoChan:
+			want.err = ErrGoexit
+		case key == exiting:
+			want = result{how: "exited"}
+		case !ok || e.key != key || e.end > end || e.canceled:
+			t.Errorf("a caller of key %d, from %d to %d, got a %v", key, start, end, val)
+		default:
+			e.answered.CompareAndSwap(0, end)
+			if answered := e.answered.Load(); start > answered {
+				t.Errorf("a caller came at %d, and got a %v, which another one had at %d", start, e, answered)
 			}
-			wg.Wait()
-			time.Sleep(2 * time.Hour) // until those that sleep in vain are gone
-		})
-		h.check(t)
+			if got.how == "returned" && !got.shared {
+				e.unshared.Store(true)
+			}
+			if e.callers.Add(1) > 1 && e.unshared.Load() {
+				t.Errorf("shared is false for one of several callers that got a %v", e)
+			}
+		}
+		check(t, fmt.Sprintf("caller of key %d by %s", key, by), got, want)
 	}
+	var wg sync.WaitGroup
+	for worker := range uint64(8) {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(worker, 0))
+			for range 2000 {
+				var asking sync.WaitGroup
+				asking.Go(func() { ask(r) }) // which may exit
+				asking.Wait()
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // The memory model.
