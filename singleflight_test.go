@@ -47,21 +47,10 @@ func init() {
 	}
 }
 
-// bubble is synctest.Test for a library that may be broken. A goroutine that waits for a
-// mutex forever keeps synctest.Wait from returning, and fuzzing has no timeout.
-func bubble(t *testing.T, f func(t *testing.T)) {
-	timer := time.AfterFunc(5*time.Minute, func() { // a hundred times what the slowest takes
-		debug.SetTraceback("all")
-		panic("a bubble has not ended in 5 minutes")
-	})
-	defer timer.Stop()
-	synctest.Test(t, f)
-}
-
 // inBubble runs a test with a Group. In a bubble, a test knows when all callers are
 // blocked, and a caller that gets no result makes it fail at once.
 func inBubble(t *testing.T, f func(t *testing.T, g *Group)) {
-	bubble(t, func(t *testing.T) { f(t, new(Group)) })
+	synctest.Test(t, func(t *testing.T) { f(t, new(Group)) })
 }
 
 // A result is what a caller gets.
@@ -695,7 +684,7 @@ func TestGroupOfSharesForgetsPanicsAndExitsAsGroupDoes(t *testing.T) {
 }
 
 func TestGroupOfReturnsTheZeroValueIfThereIsNone(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		var g GroupOf[int]
 		ctx, cancel := withCancel(context.WithValue(t.Context(), ctxKey{}, "value"))
 		var refused ResultOf[int]
@@ -826,32 +815,6 @@ func TestGoexitExitsTheGoroutinesInDoAndDoContext(t *testing.T) {
 }
 
 // Group and keys.
-
-// Each fn asks another Group for the same key, so that all calls are in flight at once. If
-// two Groups met, a call would wait for itself. A Group on a stack moves when that grows,
-// where the compiler leaves it on the stack.
-func TestGroupsOnAStackThatGrowsShareNoCallsAndLoseNone(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		lost := 0
-		var do func(n int)
-		do = func(n int) {
-			var g Group // does not escape on most platforms
-			g.Do("key", func() (any, error) {
-				if n > 1 {
-					do(n - 1)
-				}
-				edit(&g, "key", func(_ *stripe, c *call) {
-					if c == nil {
-						lost++
-					}
-				})
-				return nil, nil
-			})
-		}
-		do(20_000)
-		check(t, "calls that were lost", lost, 0)
-	})
-}
 
 func TestGroupSetToTheZeroGroupIsANewGroup(t *testing.T) {
 	type cache struct{ group Group }
@@ -1164,18 +1127,12 @@ func (m *model) next(keys int, all bool) (steps []step) {
 	return steps
 }
 
-// A pair is the Groups of a test that numbers its keys.
-type pair [2]Group
-
-// at returns the Group and the key that a number stands for.
-func (p *pair) at(n int) (*Group, string) { return &p[n%2], fmt.Sprint("key ", n/2) }
-
 // A player takes steps with Groups, in a bubble, and with a model.
 type player struct {
 	t       *testing.T
 	model   *model
 	taken   []step
-	groups  pair
+	groups  [2]Group
 	callers []playedCaller
 }
 
@@ -1185,12 +1142,15 @@ type playedCaller struct {
 	cancel context.CancelFunc // of the caller's context
 }
 
+// at returns the Group and the key that a number stands for.
+func (p *player) at(n int) (*Group, string) { return &p.groups[n%2], strconv.Itoa(n / 2) }
+
 // take takes a step, and compares what can be seen with the model.
 func (p *player) take(s step) {
 	p.t.Helper()
 	p.taken = append(p.taken, s)
 	forgot := false
-	switch g, key := p.groups.at(s.n); s.op {
+	switch g, key := p.at(s.n); s.op {
 	case "Do", "DoChan", "DoContext":
 		p.ask(method(s.op), context.Background(), s.n)
 	case "nested":
@@ -1235,7 +1195,7 @@ func (p *player) take(s step) {
 func (p *player) ask(by method, ctx context.Context, n int) {
 	ctx, cancel := context.WithCancel(ctx)
 	f := newBlocker(p.t)
-	g, key := p.groups.at(n)
+	g, key := p.at(n)
 	r := goCall(func() (any, error, bool) { return by.callWith(ctx, g, key, f.fnWith) })
 	p.callers = append(p.callers, playedCaller{f, r, cancel})
 }
@@ -1269,22 +1229,17 @@ func extend(steps []step, length, keys int, visit func(schedule []step)) {
 	}
 }
 
-// quick reports whether tests are to be short, as they are under the race detector, too.
-func quick() bool {
-	info, ok := debug.ReadBuildInfo()
-	return testing.Short() || ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
-}
-
 func TestSchedules(t *testing.T) {
 	length, keys := 5, 2
-	if quick() {
+	info, ok := debug.ReadBuildInfo()
+	if testing.Short() || ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
 		length = 4
 	}
 	extend(nil, 2, keys, func(first []step) {
 		first = slices.Clone(first)
 		t.Run(fmt.Sprint(first), func(t *testing.T) {
 			t.Parallel()
-			bubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				extend(first, length, keys, func(schedule []step) { play(t, schedule, keys) })
 			})
 		})
@@ -1309,7 +1264,7 @@ func FuzzSchedules(f *testing.F) {
 			m.take(s)
 			schedule = append(schedule, s)
 		}
-		bubble(t, func(t *testing.T) { play(t, schedule, keys) })
+		synctest.Test(t, func(t *testing.T) { play(t, schedule, keys) })
 	})
 }
 
@@ -1754,11 +1709,11 @@ func TestLinkAgreesWithASearch(t *testing.T) {
 	const steps = 500
 	for i := range *graphSteps * 1000 / steps {
 		r := rand.New(rand.NewPCG(uint64(i), 0))
-		nodes := make([]*node, 2+i%60) // in use
-		for i := range nodes {
-			nodes[i] = new(node)
+		var all, nodes []*node // nodes are those in use
+		for range 2 + i%60 {
+			nodes = append(nodes, new(node))
 		}
-		all := slices.Clone(nodes)
+		all = append(all, nodes...)
 		var edges []*edge
 		for range steps {
 			a, b := r.IntN(len(nodes)), r.IntN(len(nodes))
@@ -1769,43 +1724,36 @@ func TestLinkAgreesWithASearch(t *testing.T) {
 			switch op := r.IntN(50); {
 			case op == 0:
 				outer.ended.Store(true)
-				continue
 			case op < 3: // the next call of the key
 				nodes[a] = new(node)
 				all = append(all, nodes[a])
-				continue
 			case op < 8 && len(edges) > 0:
 				j := r.IntN(len(edges))
 				edges[j].unlink()
 				edges = slices.Delete(edges, j, j+1)
-				continue
-			}
-			ended := outer.ended.Load() || n.ended.Load()
-			cycle := !ended && reaches(edges, n, outer)
-			before := ""
-			if cycle {
-				before = levelsAndEdges(all)
-			}
-			e, ok := outer.link(n)
-			if ok == cycle || (e != nil) != (!cycle && !ended) {
-				t.Fatalf("link returned %v, %t in a graph of %d edges; it would close a cycle: %t", e, ok, len(edges), cycle)
-			}
-			if cycle && levelsAndEdges(all) != before {
-				t.Fatal("a caller that was refused has changed the graph")
-			}
-			if e != nil {
+			case outer.ended.Load() || n.ended.Load():
+				e, ok := outer.link(n)
+				check(t, "link of a call that has ended does nothing", e == nil && ok, true)
+			case reaches(edges, n, outer):
+				before := levelsAndEdges(all)
+				_, ok := outer.link(n)
+				check(t, "link allows a cycle", ok, false)
+				check(t, "graph after a caller was refused", levelsAndEdges(all), before)
+			default:
+				e, ok := outer.link(n)
+				check(t, "link allows an edge that closes no cycle", ok, true)
 				edges = append(edges, e)
+			}
+			if t.Failed() {
+				t.FailNow()
 			}
 		}
 		for _, e := range edges {
 			for side, x := range e.nodes {
 				list := x.edges[side]
-				if list[e.index[side]].edge != e {
-					t.Fatalf("an edge is not at its index in the list of side %d", side)
-				}
-				if slices.ContainsFunc(list[len(list):cap(list)], func(h halfEdge) bool { return h != halfEdge{} }) {
-					t.Fatalf("behind the list of side %d is an edge that was removed", side)
-				}
+				check(t, "the edge at its index in a list", list[e.index[side]], halfEdge{e.nodes[1-side], e})
+				removed := list[len(list):cap(list)]
+				check(t, "there is a removed edge behind a list", slices.ContainsFunc(removed, func(h halfEdge) bool { return h != halfEdge{} }), false)
 			}
 			if a, b := e.nodes[out], e.nodes[in]; a.level > b.level && !a.ended.Load() && !b.ended.Load() {
 				t.Fatalf("an edge leads from level %d to %d", a.level, b.level)
@@ -1914,7 +1862,7 @@ func TestLinkKeepsNoLargeStacks(t *testing.T) {
 	for i := range depth {
 		nodes[i+1].link(&nodes[i])
 	}
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		refused, end := make(chan bool, callers), make(chan bool)
@@ -2025,7 +1973,7 @@ func waitsInDo() bool {
 
 func TestBubblesMayShareAGroupAndACallOfDo(t *testing.T) {
 	outside := func(t *testing.T, f func(*testing.T)) { f(t) }
-	for _, sides := range [][2]func(*testing.T, func(*testing.T)){{bubble, outside}, {outside, bubble}, {bubble, bubble}} {
+	for _, sides := range [][2]func(*testing.T, func(*testing.T)){{synctest.Test, outside}, {outside, synctest.Test}, {synctest.Test, synctest.Test}} {
 		for _, late := range []bool{false, true} {
 			started, end, ended := make(chan bool), make(chan bool), make(chan bool)
 			var wg sync.WaitGroup
@@ -2060,8 +2008,8 @@ func TestBubblesMayShareAGroupAndACallOfDo(t *testing.T) {
 				close(end)
 			}
 			wg.Wait()
-			bubble(t, useBubbled)
-			bubble(t, useBubbled)
+			synctest.Test(t, useBubbled)
+			synctest.Test(t, useBubbled)
 			useBubbled(t)
 		}
 	}
@@ -2320,14 +2268,17 @@ func TestTableSpreadsKeysAndGroups(t *testing.T) {
 		"one key of Groups": func(i int) (*stripe, uint64, *call) { return groups[i].lookup("key") },
 	} {
 		copies := make(map[*stripe]*stripe)
+		hashes := make(map[uint64]bool)
 		for i := range n {
 			s, hash, _ := lookup(i)
 			s.mu.Unlock()
+			hashes[hash] = true
 			if copies[s] == nil {
 				copies[s] = new(stripe)
 			}
 			copies[s].insert(hash, "")
 		}
+		check(t, "hashes of "+name, len(hashes), n)
 		most, probes := 0, 0
 		for _, s := range copies {
 			most = max(most, s.n)
