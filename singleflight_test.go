@@ -374,31 +374,22 @@ func TestForgetStartsANewCallAndLeavesTheOldOneToItsCallers(t *testing.T) {
 	})
 }
 
-func TestForgetUnsharedForgetsAnUnsharedCallAlone(t *testing.T) {
+func TestForgetUnsharedForgetsNoCallThatWasJoined(t *testing.T) {
 	forEach(t, methods, func(t *testing.T, g *Group, m method) {
 		check(t, "ForgetUnshared without a call", g.ForgetUnshared("key"), true)
 		old, oldLeader := m.lead(t, g, "key")
 		check(t, "ForgetUnshared", g.ForgetUnshared("key"), true)
-		next, leader := byDo.lead(t, g, "key")
+		next, leader := m.lead(t, g, "key")
+		ctx, cancel := withCancel(t.Context())
+		joinContext(ctx, g, "key")
+		cancel()
+		check(t, "ForgetUnshared of a call whose joiner has left", g.ForgetUnshared("key"), false)
 		joiner := m.join(g, "key")
 		check(t, "ForgetUnshared of a shared call", g.ForgetUnshared("key"), false)
-		another := byDo.join(g, "key")
 		old.returns(1, nil)
 		next.returns(2, nil)
 		wantReturn(t, 1, nil, false, oldLeader)
-		wantReturn(t, 2, nil, true, leader, joiner, another)
-	})
-}
-
-func TestForgetUnsharedCountsAJoinerThatHasLeft(t *testing.T) {
-	forEach(t, methods, func(t *testing.T, g *Group, m method) {
-		ctx, cancel := withCancel(t.Context())
-		f, leader := m.lead(t, g, "key")
-		joinContext(ctx, g, "key")
-		cancel()
-		check(t, "ForgetUnshared", g.ForgetUnshared("key"), false)
-		f.returns(1, nil)
-		wantReturn(t, 1, nil, true, leader)
+		wantReturn(t, 2, nil, true, leader, joiner)
 	})
 }
 
@@ -755,19 +746,11 @@ func TestPanicErrorThatFnReturnsIsAnOrdinaryError(t *testing.T) {
 
 func TestPanicErrorOfANilFn(t *testing.T) {
 	inBubble(t, func(t *testing.T, g *Group) {
-		var of GroupOf[int]
-		for i, f := range []func(){
-			func() { g.Do("key", nil) },
-			func() { g.DoContext(t.Context(), "key", nil) },
-			func() { of.Do("key", nil) },
-			func() { of.DoContext(t.Context(), "key", nil) },
-		} {
-			c := goCall(func() (any, error, bool) { f(); return nil, nil, false })
+		ofDo := goCall(func() (any, error, bool) { return g.Do("key", nil) })
+		for _, c := range []*result{ofDo, joinContext(t.Context(), g, "key"), startOf(byDo, new(GroupOf[int]), nil)} {
+			var nilFn runtime.Error
 			p, ok := c.val.(*PanicError)
-			if ok {
-				_, ok = p.Value().(runtime.Error)
-			}
-			check(t, fmt.Sprint("the value of panic ", i, " is a runtime.Error"), ok, true)
+			check(t, fmt.Sprintf("%T has a runtime.Error", c.val), ok && errors.As(p, &nilFn), true)
 		}
 	})
 }
@@ -856,6 +839,10 @@ func TestGroupThatIsMovedOrCopiedTakesItsCallsAlong(t *testing.T) {
 	}
 }
 
+func TestGroupCannotBeCompared(t *testing.T) {
+	check(t, "a Group or GroupOf is comparable", reflect.TypeFor[Group]().Comparable() || reflect.TypeFor[GroupOf[int]]().Comparable(), false)
+}
+
 func TestGroupsCopiedBeforeUseShareNoCalls(t *testing.T) {
 	inBubble(t, func(t *testing.T, _ *Group) {
 		unused := make([]Group, 1)
@@ -881,11 +868,6 @@ func TestGroupHasOneIDIfItsFirstCallersMeet(t *testing.T) {
 	}
 	wg.Wait()
 	check(t, "both see the same IDs", slices.Equal(hashes[0], hashes[1]), true)
-}
-
-func TestGroupCannotBeCompared(t *testing.T) {
-	check(t, "a Group is comparable", reflect.TypeOf(new(Group)).Elem().Comparable(), false)
-	check(t, "a GroupOf is comparable", reflect.TypeOf(new(GroupOf[int])).Elem().Comparable(), false)
 }
 
 func TestKeyIsAnyString(t *testing.T) {
@@ -2112,27 +2094,19 @@ func (l lastWords) speak() (any, error) { panic(l) }
 
 // A dump of all goroutines tells who waits for whom, by the address of the call.
 func TestDumpTellsWhoWaitsForWhichFn(t *testing.T) {
-	inBubble(t, func(t *testing.T, g *Group) {
-		for _, m := range methods {
-			m.lead(t, g, string(m))
-			for _, joiner := range []method{byDo, byDoContext} {
-				joiner.join(g, string(m))
-			}
-		}
+	forEach(t, methods, func(t *testing.T, g *Group, m method) {
+		m.lead(t, g, "key")
+		byDo.join(g, "key")
+		byDoContext.join(g, "key")
 		buf := make([]byte, 1<<20)
 		dump := string(buf[:runtime.Stack(buf, true)])
-		inFn := regexp.MustCompile(`\.doCall\(0x\w+, (0x\w+), `).FindAllStringSubmatch(dump, -1)
-		check(t, "goroutines that run fn", len(inFn), len(methods))
-		for _, m := range inFn {
-			check(t, "goroutines that wait in Do for "+m[1], strings.Count(dump, "sync.(*WaitGroup).Wait("+m[1]+")"), 1)
-			waiting := regexp.MustCompile(`\(\*call\)\.wait\(`+m[1]+`, `).FindAllString(dump, -1)
-			if len(waiting) != 1 && len(waiting) != 2 {
-				t.Errorf("%d goroutines wait in DoContext for %s, want one, and the leader if that is one", len(waiting), m[1])
-			}
+		inFn := regexp.MustCompile(`\.doCall\(0x\w+, (0x\w+), `).FindStringSubmatch(dump)
+		if inFn == nil {
+			t.Fatal("no goroutine runs fn: ", dump)
 		}
-		if t.Failed() {
-			t.Log(dump)
-		}
+		waiting := map[method]int{byDo: 1, byDoChan: 1, byDoContext: 2}[m]
+		check(t, "goroutines that wait in Do", strings.Count(dump, "sync.(*WaitGroup).Wait("+inFn[1]+")"), 1)
+		check(t, "goroutines that wait in DoContext", strings.Count(dump, "(*call).wait("+inFn[1]+", "), waiting)
 	})
 }
 
