@@ -22,7 +22,7 @@ import (
 )
 
 // A hundred clients miss a cache at once, and the backend gets one request instead of a
-// hundred. fn looks into the cache again, as another call can have filled it. It sets a
+// hundred. fn checks the cache again, as another call may have filled it. It sets a
 // timeout, as its context has no deadline. It recovers from its panics, as one would
 // crash the process if all clients had left.
 func Example_handler() {
@@ -89,8 +89,8 @@ func Example_compoundKey() {
 	// "acme2" "/plan" 7
 }
 
-// Outside a bubble, a test cannot know when callers have joined a call. In a bubble,
-// synctest.Wait returns when they have: all of them wait, and so does fn.
+// Outside a synctest bubble, a test cannot know when callers have joined a call. In a
+// bubble, synctest.Wait returns once all callers and fn are blocked.
 func Example_testing() {
 	testJoin := func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
@@ -114,7 +114,7 @@ func Example_testing() {
 	// Output: loads: 1
 }
 
-// A service that waits for its callers alone shuts down while fns are still running,
+// A service that waits only for its callers can shut down while fns are still running,
 // since fns can outlive their callers. So each fn counts itself, unless the service is
 // closed. One mutex guards both, so that no fn begins once stop waits.
 func Example_shutdown() {
@@ -122,7 +122,7 @@ func Example_shutdown() {
 	var mu sync.Mutex
 	var closed bool
 	var running sync.WaitGroup
-	work := func(ctx context.Context, work func()) error {
+	work := func(ctx context.Context, task func()) error {
 		fn := func(context.Context) (bool, error) {
 			mu.Lock()
 			if closed {
@@ -132,7 +132,7 @@ func Example_shutdown() {
 			running.Add(1)
 			mu.Unlock()
 			defer running.Done()
-			work()
+			task()
 			return true, nil
 		}
 		_, err := group.DoContext(ctx, "key", fn)
@@ -157,7 +157,7 @@ func Example_shutdown() {
 	// closed
 }
 
-// The callers of a call get the same slice, so one that sorts it sorts it for all. A
+// The callers of a call get the same slice, so sorting it changes it for all. A
 // caller that changes a value clones it first. For maps, use maps.Clone.
 func Example_clone() {
 	var group singleflight.GroupOf[[]string]
@@ -179,7 +179,7 @@ func Example_clone() {
 }
 
 // A caller can miss the cache and ask only after the call that fills it has ended. So
-// fn looks into the cache again, and does not load the value a second time.
+// fn checks the cache again, and does not load the value a second time.
 func ExampleGroupOf_Do() {
 	var group singleflight.GroupOf[string]
 	var cache sync.Map // from id to name
@@ -205,8 +205,8 @@ func ExampleGroupOf_Do() {
 }
 
 // The work must go on when its caller stops waiting. So fn makes a context of its own,
-// with the values of the caller's and a timeout. It also recovers from its panics, as
-// in the handler above, since one would crash the process.
+// with the values of the caller's and a timeout. A real fn also recovers from its
+// panics, as in the handler above, since one would crash the process.
 func ExampleGroupOf_DoChan() {
 	var group singleflight.GroupOf[string]
 	answer, stored := make(chan string), make(chan string)
@@ -275,7 +275,7 @@ func ExampleGroupOf_Forget() {
 
 	newPrice := func() (int, error) { return 12, nil }
 	oldPrice := func() (int, error) {
-		invalidate("price") // it changes while fn reads it
+		invalidate("price") // the price changes while fn reads it
 		fmt.Println(get("price", newPrice))
 		return 10, nil
 	}
@@ -286,7 +286,7 @@ func ExampleGroupOf_Forget() {
 	// 12 <nil>
 }
 
-// Nothing ends this fn when it is stuck, as it heeds no context. A timer forgets the
+// Nothing ends this fn when it is stuck, as it has no context. A timer forgets the
 // key, and the next caller starts a new call. If the timer fires when fn has just
 // ended, it can forget the next call instead, and then one more call starts.
 func ExampleGroupOf_Forget_timer() {
@@ -313,7 +313,7 @@ func ExampleGroupOf_Forget_timer() {
 	// Output: next caller: the report
 }
 
-// A caller that must see its own write can join a call that read before it. So fn
+// A caller that must see its own write can join a call that read before. So fn
 // forgets its key before it reads: no caller joins after that. The lock lets one fn of
 // the key read at a time, so that the callers that come meanwhile share the next call.
 func ExampleGroupOf_Forget_ownWrite() {
@@ -344,7 +344,7 @@ func ExampleGroupOf_Forget_ownWrite() {
 }
 
 // Forget by a caller that gives up would also forget a joined call, and the next caller
-// would repeat work that is under way. ForgetUnshared does not.
+// would repeat work that is under way. ForgetUnshared leaves a joined call alone.
 func ExampleGroupOf_ForgetUnshared() {
 	var group singleflight.GroupOf[string]
 	answer := make(chan string)
@@ -410,8 +410,8 @@ func ExampleGroupOf_DoContext_timeout() {
 }
 
 // A caller that joins late gets what is left of fn's time limit. So fn limits each
-// attempt, not the call, and tries again while its context lives. The deadlines of the
-// callers end it: its context is canceled when all have left.
+// attempt, not the call, and tries again until its context is canceled, when all callers
+// have left.
 func ExampleGroupOf_DoContext_retry() {
 	var group singleflight.GroupOf[string]
 	attempts := 0
@@ -441,8 +441,8 @@ func ExampleGroupOf_DoContext_retry() {
 }
 
 // Files that include one another would wait for each other forever in Do, or with the
-// context of the first caller. fn passes on the context that it was given, so a cycle
-// is reported as ErrRecursive.
+// first caller's context. fn passes on the context that it was given, so a cycle is
+// reported as ErrRecursive.
 func ExampleGroupOf_DoContext_recursion() {
 	includes := map[string]string{"a": "b", "left": "right", "right": "left"}
 	var group singleflight.GroupOf[int]
@@ -466,9 +466,9 @@ func ExampleGroupOf_DoContext_recursion() {
 	// 2 singleflight: call would wait for itself
 }
 
-// A goroutine that fn starts is refused fn's key if its context comes from fn's, even
-// without its cancellation: fn would wait for itself if it waited for the goroutine. A
-// context that comes from the request is not.
+// A goroutine that fn starts gets ErrRecursive for fn's key if its context comes from
+// fn's, even through context.WithoutCancel: fn would wait for itself if it waited for
+// the goroutine. With a context that comes from the request, it does not.
 func ExampleGroupOf_DoContext_background() {
 	var group singleflight.GroupOf[string]
 	errs := make(chan error)
@@ -492,7 +492,7 @@ func ExampleGroupOf_DoContext_background() {
 }
 
 // A recovered panic of fn is a *PanicError, so comparing it with http.ErrAbortHandler
-// fails: errors.Is finds that. A value that is not a *PanicError does not come from fn.
+// fails: errors.Is finds it. A value that is not a *PanicError does not come from fn.
 func ExamplePanicError() {
 	var group singleflight.GroupOf[*regexp.Regexp]
 	compile := func(pattern string) (re *regexp.Regexp, err error) {

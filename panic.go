@@ -11,7 +11,7 @@ import (
 	"runtime/debug"
 )
 
-// ErrGoexit is the Err of a [Result] if fn called [runtime.Goexit]. Test for it with
+// ErrGoexit is the Err of a [Result] or [ResultOf] if fn called [runtime.Goexit]. Test for it with
 // [errors.Is]. Only the channels of [Group.DoChan] receive it.
 var ErrGoexit = errors.New("singleflight: fn called runtime.Goexit")
 
@@ -78,7 +78,7 @@ func (o outcome) result() (any, error) {
 
 // A PanicError carries a panic of fn to the callers of its call. [Group.Do] and
 // [Group.DoContext] panic with a *PanicError, the same for all callers of a call.
-// [errors.As] finds it in a recovered error, and in errors that wrap that. To pass on
+// [errors.As] finds it in a recovered error, and in errors that wrap it. To pass on
 // [net/http.ErrAbortHandler], look for it with [errors.Is] and panic with it.
 type PanicError struct {
 	value any

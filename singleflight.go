@@ -3,80 +3,82 @@
 
 // Package singleflight suppresses duplicate function calls, as a drop-in replacement
 // for golang.org/x/sync/singleflight. A call is one execution of a function, fn, for a
-// key in a [GroupOf] or [Group]. A caller joins the call of its key that is in flight:
-// its own fn is ignored, and it gets the results. Otherwise it starts a call. A call
-// ends in one step, which frees the key and settles who gets the results.
+// key in a [GroupOf] or [Group]. If a call of its key is in flight, a caller joins it:
+// the caller's own fn is ignored, and it gets the results of that call. Otherwise, it
+// starts a call. Nobody joins a call that has ended or was forgotten or given up.
 //
 // # Choosing a method
 //
 //   - Do is the cheapest. Callers wait for as long as fn takes.
-//   - DoContext is for callers with a context. fn's is canceled when all have left.
-//   - DoChan is for a select. fn runs to its end even if all stop waiting.
+//   - DoContext is for callers with a context. A caller leaves when its context is done.
+//     When all callers have left, fn's context is canceled.
+//   - DoChan is for a select. fn runs to its end even if all callers stop waiting.
 //
-// All can be used for one key at once. Two Groups (say, one for each request) share no
-// calls. A Group does not cache, expire, batch, retry or limit concurrency: put a cache
-// in front. Across processes, use a lease in a shared store.
+// All can be used for one key at once. A Group does not cache, expire, batch, retry or
+// limit concurrency. Across processes, use a lease in a shared store.
 //
 // # Choosing a key
 //
 // The key must contain all that the result depends on, such as user, tenant, revision,
-// or a hash of the credentials. Otherwise callers get results of others. Join strings
-// with "%q %q", integers with "%d %d", so that different parts make different keys.
+// or a hash of the credentials. Otherwise a caller may get another's result. Join
+// strings with fmt.Sprintf("%q %q", a, b), so that different parts make different keys.
 //
 // # Writing fn
 //
 //   - Use the context that DoContext gives to fn. A caller's ends with that caller.
 //   - With DoChan, use context.WithTimeout(context.WithoutCancel(ctx), limit).
-//   - Set a timeout: callers join a stuck fn. Without a context, let a timer Forget.
-//   - Look into the cache again. The call that fills it can have just ended.
+//   - Set a timeout: callers join a stuck fn. Without a context, let a timer call Forget.
+//   - Check the cache again. The call that fills it may have just ended.
 //   - Compare a revision before storing. A forgotten fn may store old values.
 //   - Expect two fns of a key at once, after Forget or after all callers have left.
-//   - With DoContext or DoChan, use nothing of the caller's goroutine or request.
+//   - With DoContext or DoChan, use nothing that ends with the caller or is reused then.
 //   - Take no lock that a caller holds. Begin transactions in fn.
-//   - Return what a ResponseWriter is to get. Each caller writes its own.
-//   - Examples show shutdown, late callers, and callers that see their own writes.
+//   - Return the bytes of a response. Each caller writes its own.
+//   - See the examples for shutdown, late callers, and own writes.
 //
 // # Panics
 //
 // If fn panics, so does every waiting caller, with the same [*PanicError]. The process
-// crashes instead if the call has a channel of DoChan, or if all callers of DoContext
-// have left. No recover above a caller, such as net/http's, prevents that. So recover
-// in fn, as in the handler example.
+// crashes instead if the call has a channel of DoChan, or if all its callers have left.
+// No recover above a caller, such as net/http's, prevents that. So recover in fn, as in
+// the handler example.
 //
 // # What callers share
 //
-//   - The value is not copied. Clone it before you set what differs by caller.
-//   - A value with a Close has no last user that anyone knows.
-//   - Callers that retry share the next error, too. Retry in fn.
-//   - If an error is due to the caller whose fn ran (its quota), others ask again.
-//   - A context error is fn's if ctx.Err() is nil, else either's: mark those of fn.
-//   - A flag in its own fn, not shared, tells a caller that it did the work. With
-//     DoContext and DoChan, make it atomic.
+//   - The value is not copied. Clone it before you change it.
+//   - Return nothing that must be closed: no caller knows that it is the last.
+//   - Callers that retry at once share the next error, too. Retry in fn.
+//   - If an error is due to the caller whose fn ran (its quota), the others should retry.
+//   - A context error is fn's if ctx.Err() is nil, else fn's or the caller's. Mark fn's.
+//   - To learn whether its fn ran, a caller sets a flag in it, atomic with DoContext and
+//     DoChan. shared does not tell.
 //
 // # Tests and dumps
 //
 // A Group may be used in and outside [testing/synctest] bubbles in turn. Waiting for a
-// call started in the same bubble, with a ctx of it, is durably blocking. Do not join
-// across the edge of a bubble: Do is then not durably blocked, and the process can
-// crash. In a dump of all goroutines, the second argument of doCall is the address of
-// fn's call. In callers that wait, it is the argument of sync.(*WaitGroup).Wait or
-// (*call).wait. To see keys, set labels in fn with [runtime/pprof.Do].
+// call started in the same bubble, with a ctx of that bubble if any, is durably blocking.
+// Do not join across the edge of a bubble: a caller of Do is then not durably blocked,
+// and the process can crash. In a dump of all goroutines, the second argument of doCall
+// is the address of fn's call. In callers that wait, that address is the argument of
+// sync.(*WaitGroup).Wait or (*call).wait. To see keys, set labels in fn with
+// [runtime/pprof.Do].
 //
 // # Differences from golang.org/x/sync v0.25.0
 //
-//   - After Goexit, a channel gets [ErrGoexit], not nothing.
-//   - An error that fn returns is never taken for another Group's panic.
-//   - A deferred function's panic during Goexit is kept, but for panic(nil).
-//   - panic(nil) under GODEBUG=panicnil=1 is otherwise a panic, not success.
-//   - No lock is held for answers: a key's next call can run before channels receive.
+//   - After Goexit, a channel gets [ErrGoexit]; in x/sync, nothing.
+//   - A [*PanicError] that fn returns is an ordinary error.
+//   - A deferred function's panic during Goexit is a panic. With GODEBUG=panicnil=1, so
+//     is panic(nil), except during Goexit.
+//   - A crash says why, and no caller is woken before.
+//   - A key's next call can run before channels receive.
 //   - The memory of a burst of calls is given back.
-//   - Calls of different keys are not ordered.
-//   - A key whose bytes change does not stay busy.
+//   - Calls of different keys need not synchronize.
+//   - A key whose bytes change (a bug) does not stay busy.
 //   - All Groups share a table: keys can delay one another by a lookup, nested
-//     DoContexts by a search. Debuggers cannot list a Group's, leak profiles miss a
-//     dropped one's.
-//   - Types and stack frames are its own, and more names can collide in a dot import or
-//     an embedded Group. To [reflect.DeepEqual], used Groups differ.
+//     DoContexts by a search. Debuggers cannot list a Group's calls, and leak profiles
+//     miss those of a dropped Group.
+//   - Types and stack frames differ, and more names can collide in a dot import or an
+//     embedded Group. To [reflect.DeepEqual], used Groups differ.
 package singleflight
 
 import (
@@ -95,26 +97,24 @@ import (
 // A Group is a namespace of keys in which duplicate calls are suppressed. Groups share
 // no calls, whatever their keys.
 //
-// The zero Group is ready to use. Its methods may be called by any number of goroutines
-// at once. It cannot be compared with ==.
+// The zero Group is ready to use. Its methods may be called by multiple goroutines
+// simultaneously. A Group cannot be compared with ==.
 //
-// A Group must not be copied after first use; go vet reports most such copies. The
-// copies share their calls. Copies of an unused Group, such as those of a value
-// receiver, share none. A used Group may move, as in a slice that grows, if the old
-// place is not used again.
+// A Group must not be copied after first use, except to move it, as in a slice that
+// grows; go vet reports most copies. Copies of an unused Group, such as those of a value
+// receiver, share no calls.
 //
-// A Group that is set to the zero Group is a new one. The next caller of each key
-// starts a new call, and the calls in flight still answer their callers. The assignment
-// must be synchronized with method calls that begin at the same time, not with callers
-// that wait in a call, nor with the end of one.
+// A Group that is set to the zero Group is a new one. The calls in flight still answer
+// their callers. The assignment may be concurrent with callers that wait and with the end
+// of a call, but not with the start of a method call.
 //
 // While a call is in flight, its Group and the struct that the Group is part of stay
-// reachable: no finalizer or cleanup of theirs runs.
+// reachable: their finalizers and cleanups do not run.
 //
 // In the terminology of the Go memory model, the end of fn synchronizes before each
-// return and each receive of its results, and before the start of the key's next call.
-// What precedes Forget, or the leaving of the last caller, synchronizes before the
-// start of the call that it makes room for.
+// return and each receive of its results, and before the start of a call of the key that
+// begins after it. A call to Forget, or the leaving of the last caller, synchronizes
+// before the start of the call that it makes room for.
 type Group struct {
 	_  [0]func()     // makes == an error, as in x/sync
 	id atomic.Uint64 // 0 before first use; then constant, and of this Group alone
@@ -181,8 +181,8 @@ func (g *Group) DoChan(key string, fn func() (any, error)) <-chan Result {
 // Forget makes the next caller of key start a new call. A call in flight goes on beside
 // it and answers the callers that it has.
 //
-// Forget does not cancel fn's context. That is still canceled when all callers have
-// left a call that DoContext started. To invalidate a cache, also change a revision in
+// Forget does not cancel fn's context. If DoContext started the call, it is still
+// canceled when all callers have left. To invalidate a cache, also change a revision in
 // the key, or one that fn compares before it stores.
 func (g *Group) Forget(key string) {
 	s, _, c := g.lookup(key)
@@ -194,7 +194,7 @@ func (g *Group) Forget(key string) {
 
 // ForgetUnshared is like [Group.Forget], but does not forget a call that another caller
 // joined, even if that caller has left since. It reports whether the next caller starts
-// a new call, also if none is in flight.
+// a new call, which is also so if none is in flight.
 func (g *Group) ForgetUnshared(key string) bool {
 	s, _, c := g.lookup(key)
 	defer s.mu.Unlock()
@@ -206,24 +206,24 @@ func (g *Group) ForgetUnshared(key string) bool {
 
 // ErrRecursive is the error of a [Group.DoContext] that would close a cycle of waits:
 // fn would wait for its own call, directly or through other calls. While fn runs, any
-// goroutine whose context comes from fn's gets it, even through
+// goroutine whose context comes from fn's counts as fn, even through
 // [context.WithoutCancel], and even if fn does not wait for the goroutine. Give
 // background work a context of its own.
 var ErrRecursive = errors.New("singleflight: call would wait for itself")
 
-// DoContext is like [Group.Do] for callers with a context. If ctx is already done,
-// it returns (nil, ctx.Err(), false) and neither starts nor joins a call; a nil
-// ctx panics. Otherwise it joins the call in flight, whichever method started it,
-// or starts one. fn then runs on a new goroutine, with a context that has the values of
-// this ctx, also after its caller has left, but neither its deadline nor its
-// cancellation. Do not pass a context that a framework reuses after the request.
+// DoContext is like [Group.Do] for callers with a context. If ctx is already done, it
+// returns (nil, ctx.Err(), false) and neither starts nor joins a call; a nil ctx panics.
+// Otherwise it joins the call in flight, whichever method started it, or starts one. fn
+// then runs on a new goroutine, with a context that has the values of ctx, even after
+// its caller has left, but not its deadline or cancellation. Do not pass a context that
+// a framework reuses after the request.
 //
-// A caller whose ctx is done first leaves: it gets (nil, ctx.Err(), false) at once, and
-// the others do not notice. A call that DoContext started is given up when all have
-// left; those of Do and DoChan stay. In the same step the key becomes free. Then,
-// before the last caller returns, fn's context is canceled, with a [context.Cause] that
-// says why. If fn has not begun by then, it is not run. An fn that ignores its context
-// runs on beside later calls.
+// If ctx is done before the call ends, the caller leaves: it gets (nil, ctx.Err(),
+// false) at once, and the others are unaffected. Callers of Do and DoChan do not leave.
+// When all callers of a call that DoContext started have left, it is given up: in the
+// same step, the key becomes free. Then, before the last caller returns, fn's context is
+// canceled, with a [context.Cause] that says why. If fn has not begun by then, it is not
+// run. An fn that ignores its context runs on beside later calls.
 //
 // fn's context is also canceled when fn is done, before any caller gets the results. So
 // fn must return nothing bound to it, such as an unread response body, a client or a
@@ -233,11 +233,11 @@ var ErrRecursive = errors.New("singleflight: call would wait for itself")
 // all callers of DoContext had left: ". With a channel, it crashes as described for
 // [Group.DoChan].
 //
-// fn may call DoContext, with its own context or one derived from it. If that closes a
-// cycle of waits, even across Groups, it returns (nil, [ErrRecursive], false) at once;
-// the caller counts as one that joined and left. Waits in Do, for a channel, or with a
-// context from no fn are not seen. A wait with the context of an enclosing fn counts
-// for that fn, so name each fn's context ctx, which shadows the others.
+// fn may call DoContext, with its own context or one derived from it. If that would
+// close a cycle of waits, even across Groups, it returns (nil, [ErrRecursive], false) at
+// once; the caller counts as one that joined and left. Waits in Do, for a channel, or
+// with a context from no fn are not seen. A wait counts for the fn whose context it has:
+// name each fn's context ctx, so that no outer one is used by mistake.
 func (g *Group) DoContext(ctx context.Context, key string, fn func(context.Context) (any, error)) (v any, err error, shared bool) {
 	return doContext(ctx, g, key, fn)
 }
