@@ -11,8 +11,8 @@ import (
 	"runtime/debug"
 )
 
-// ErrGoexit is the Err of a [Result] or [ResultOf] if fn called [runtime.Goexit]. Test for it with
-// [errors.Is]. Only the channels of [Group.DoChan] receive it.
+// ErrGoexit is the Err of a [Result] or [ResultOf] if fn called [runtime.Goexit]. Test
+// for it with [errors.Is]. Only channels receive it.
 var ErrGoexit = errors.New("singleflight: fn called runtime.Goexit")
 
 // An ending is one of the three ways in which fn can end.

@@ -610,8 +610,8 @@ var graph struct {
 
 // link adds an edge for a caller that waits inside the fn of outer for the call of n. If
 // the edge would close a cycle, link changes nothing, and ok is false. If there is nothing
-// to add, link returns nil and true: outer is nil if the caller's context is from no fn, n is
-// nil if Do or DoChan started the call, whose fn then has no context to wait with, and a
+// to add, link returns nil and true: outer is nil if the caller's context is from no fn, n
+// is nil if Do or DoChan started the call, whose fn then has no context to wait with, and a
 // call that has ended waits for nothing.
 //
 // Searching all that n waits for at each wait would be quadratic. So nodes have levels,
