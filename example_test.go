@@ -37,7 +37,7 @@ func Example_handler() {
 		if page, ok := cache.Load(path); ok {
 			return page.(string), nil
 		}
-		load := func(ctx context.Context) (page string, err error) {
+		load := func(ctx context.Context) (_ string, err error) {
 			defer func() {
 				if r := recover(); r != nil {
 					err = fmt.Errorf("panic: %v\n\n%s", r, debug.Stack())
@@ -48,7 +48,7 @@ func Example_handler() {
 			}
 			ctx, cancel := context.WithTimeout(ctx, time.Minute)
 			defer cancel()
-			page, err = fetch(ctx, path)
+			page, err := fetch(ctx, path)
 			if err == nil {
 				cache.Store(path, page)
 			}

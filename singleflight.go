@@ -3,15 +3,15 @@
 
 // Package singleflight suppresses duplicate function calls, as a drop-in replacement
 // for golang.org/x/sync/singleflight. A call is one execution of a function, fn, for a
-// key in a [GroupOf] or [Group]. If a call of its key is in flight, a caller joins it:
-// the caller's own fn is ignored, and it gets the results of that call. Otherwise, it
-// starts a call. Nobody joins a call that has ended or was forgotten or given up.
+// key in a [GroupOf] or [Group]. A caller joins the call of its key in flight, if any:
+// its own fn is ignored, and it gets that call's results. Otherwise, it starts a call.
+// Nobody joins a call that was forgotten.
 //
 // # Choosing a method
 //
 //   - Do is the cheapest. Callers wait for as long as fn takes.
 //   - DoContext is for callers with a context. A caller leaves when its context is done.
-//     When all callers have left, fn's context is canceled.
+//     When all have left, the call is given up: forgotten, and fn's context canceled.
 //   - DoChan is for a select. fn runs to its end even if all callers stop waiting.
 //
 // All can be used for one key at once. A Group does not cache, expire, batch, retry or
@@ -31,7 +31,7 @@
 //   - Check the cache again. The call that fills it may have just ended.
 //   - Compare a revision before storing. A forgotten fn may store old values.
 //   - Expect two fns of a key at once, after Forget or after all callers have left.
-//   - With DoContext or DoChan, use nothing that ends with the caller or is reused then.
+//   - With DoContext or DoChan, use nothing that ends or is reused when the caller returns.
 //   - Take no lock that a caller holds. Begin transactions in fn.
 //   - Return the bytes of a response. Each caller writes its own.
 //   - See the examples for shutdown, late callers, and own writes.
@@ -49,7 +49,7 @@
 //   - Return nothing that must be closed: no caller knows that it is the last.
 //   - Callers that retry at once share the next error, too. Retry in fn.
 //   - If an error is due to the caller whose fn ran (its quota), the others should retry.
-//   - A context error is fn's if ctx.Err() is nil, else fn's or the caller's. Mark fn's.
+//   - A context error is fn's if the caller's ctx.Err() is nil, else either's. Wrap fn's.
 //   - To learn whether its fn ran, a caller sets a flag in it, atomic with DoContext and
 //     DoChan. shared does not tell.
 //
@@ -59,9 +59,9 @@
 // call started in the same bubble, with a ctx of that bubble if any, is durably blocking.
 // Do not join across the edge of a bubble: a caller of Do is then not durably blocked,
 // and the process can crash. In a dump of all goroutines, the second argument of doCall
-// is the address of fn's call. In callers that wait, that address is the argument of
-// sync.(*WaitGroup).Wait or (*call).wait. To see keys, set labels in fn with
-// [runtime/pprof.Do].
+// is the address of fn's call. Callers that wait in Do or DoContext have it as argument
+// of sync.(*WaitGroup).Wait or (*call).wait. For keys in goroutine profiles, set labels
+// in fn with [runtime/pprof.Do].
 //
 // # Differences from golang.org/x/sync v0.25.0
 //
@@ -112,8 +112,8 @@ import (
 // reachable: their finalizers and cleanups do not run.
 //
 // In the terminology of the Go memory model, the end of fn synchronizes before each
-// return and each receive of its results, and before the start of a call of the key that
-// begins after it. A call to Forget, or the leaving of the last caller, synchronizes
+// return and each receive of its results, and before the key's next call, unless the
+// call was forgotten or given up. A call to Forget, or the leaving of the last caller, synchronizes
 // before the start of the call that it makes room for.
 type Group struct {
 	_  [0]func()     // makes == an error, as in x/sync
@@ -124,7 +124,7 @@ type Group struct {
 type Result struct {
 	Val    any   // the value that fn returned
 	Err    error // the error that fn returned, or ErrGoexit
-	Shared bool  // whether another caller joined the call
+	Shared bool  // whether a caller joined the call
 }
 
 // Do runs fn and returns its results. If a call of key is in flight, Do ignores its own
@@ -215,7 +215,7 @@ var ErrRecursive = errors.New("singleflight: call would wait for itself")
 // returns (nil, ctx.Err(), false) and neither starts nor joins a call; a nil ctx panics.
 // Otherwise it joins the call in flight, whichever method started it, or starts one. fn
 // then runs on a new goroutine, with a context that has the values of ctx, even after
-// its caller has left, but not its deadline or cancellation. Do not pass a context that
+// the caller has left, but not ctx's deadline or cancellation. Do not pass a context that
 // a framework reuses after the request.
 //
 // If ctx is done before the call ends, the caller leaves: it gets (nil, ctx.Err(),
@@ -227,8 +227,8 @@ var ErrRecursive = errors.New("singleflight: call would wait for itself")
 //
 // fn's context is also canceled when fn is done, before any caller gets the results. So
 // fn must return nothing bound to it, such as an unread response body, a client or a
-// token source. A caller still waiting when the call ends gets the results, even if its
-// ctx is done by then. If fn panicked or exited, so does every such caller. A panic
+// token source. A caller that has not left when the call ends gets the results, even if
+// its ctx is done by then. If fn panicked or exited, so does every such caller. A panic
 // crashes the process if none waits; the text begins "singleflight: fn panicked after
 // all callers of DoContext had left: ". With a channel, it crashes as described for
 // [Group.DoChan].
@@ -308,8 +308,7 @@ func (g *GroupOf[V]) Do(key string, fn func() (V, error)) (V, error) {
 	return as[V](v), err
 }
 
-// DoContext is like [Group.DoContext]. A caller that leaves or is refused gets the zero V
-// and the error.
+// DoContext is like [Group.DoContext]. Its own errors come with the zero V.
 func (g *GroupOf[V]) DoContext(ctx context.Context, key string, fn func(context.Context) (V, error)) (V, error) {
 	v, err, _ := doContext(ctx, &g.group, key, fn)
 	return as[V](v), err
