@@ -49,13 +49,14 @@ func (o *outcome) run(fn func() (any, error)) {
 }
 
 // catch is deferred by run around fn alone. It recovers a panic and takes its stack, which
-// is gone once catch has returned. If fn exits, it does so, too: a panic(nil) looks alike.
+// is gone once catch has returned. If fn exits, it takes a stack, too, since a panic(nil)
+// looks alike.
 func (o *outcome) catch() {
 	if o.how != returned {
 		value := recover()
 		if value != nil {
-			// Also if a deferred function panicked while the goroutine exits: it goes on
-			// exiting, so control does not come back to run.
+			// Not left to run, as a deferred function can panic while the goroutine exits:
+			// it goes on exiting, so control does not come back to run.
 			o.how = panicked
 		}
 		// The first line names a goroutine and its state. It would be wrong on the others,

@@ -111,9 +111,9 @@ import (
 // While a call is in flight, its Group and the struct that the Group is part of stay
 // reachable: their finalizers and cleanups do not run.
 //
-// In the terminology of the Go memory model, the end of fn synchronizes before each
-// return and each receive of its results, and before the key's next call, unless the
-// call was forgotten or given up. A call to Forget, or the leaving of the last caller, synchronizes
+// In the terminology of the Go memory model, the end of fn synchronizes before each return
+// and each receive of its results, and before the key's next call, unless the call was
+// forgotten or given up. A call to Forget, or the leaving of the last caller, synchronizes
 // before the start of the call that it makes room for.
 type Group struct {
 	_  [0]func()     // makes == an error, as in x/sync
@@ -251,11 +251,11 @@ func doContext[V any](ctx context.Context, g *Group, key string, fn func(context
 	ctxDone := ctx.Done()
 	outer, _ := ctx.Value(nodeKey{}).(*node) // of the call in whose fn the caller is, or nil
 
-	fnCtx := context.Background() // is fn's if this caller starts the call
+	fnCtx := context.Background() // for a joiner, only to make c.done: fn does not see it
 	s, c, joined := g.joinOrInsert(key)
 	if !joined {
 		c.node = &node{Context: ctx}
-		fnCtx = c.node // has no Done, so no method of ctx is called under the mutex
+		fnCtx = c.node // its Done is nil, so no method of ctx is called under the mutex
 	}
 	if c.done == nil { // no caller with a context has come before
 		fnCtx, c.cancel = context.WithCancelCause(fnCtx)
@@ -278,7 +278,8 @@ func doContext[V any](ctx context.Context, g *Group, key string, fn func(context
 	}
 
 	ended := allowed && c.wait(ctxDone)
-	// Before leaving: once its context is canceled, fn may ask for the call that waited.
+	// Before leaving: once fn is canceled, it may wait for the call of outer, which waits
+	// for it no more.
 	e.unlink()
 	if ended || !c.leave() { // if leaving fails, the call has ended by now
 		<-c.done // the outcome is set before that
@@ -335,8 +336,8 @@ func as[V any](val any) V {
 	return v
 }
 
-// A reader is the channel of a caller of DoChan, of Group or GroupOf. Making an interface of
-// a channel takes no allocation.
+// A reader is the channel of a caller of DoChan, of Group or GroupOf. To make an interface
+// of a channel takes no allocation.
 type reader interface {
 	send(val any, err error, shared bool)
 }
@@ -356,15 +357,16 @@ func (g *Group) lookup(key string) (s *stripe, hash uint64, c *call) {
 	if g.id.Load() == 0 { // if another caller is first, its ID stays
 		g.id.CompareAndSwap(0, lastID.Add(0x9e3779b97f4a7c15))
 	}
+	// Comparable takes half of String's time for a long key, and the same for a short one.
 	hash = maphash.Comparable(seed, key) ^ g.id.Load()
 	s = stripeOf(hash)
 	s.mu.Lock()
 	return s, hash, s.find(hash, key)
 }
 
-// lastID is the ID of the last Group that was used for the first time. It is tempting to use
-// the address of a Group instead. But then a Group that is overwritten by a zero Group would
-// still find its old calls, and one that is moved would lose them, or meet those of another.
+// lastID is the last ID that was taken, at the first use of a Group. It is tempting to use
+// the address of a Group instead. But then one that is overwritten by a zero Group would
+// still find its old calls, and one that is moved would lose them, or meet others.
 //
 // IDs are multiples of 2^64 divided by the golden ratio, rounded down. As that is odd, none
 // comes twice. Their high bits are spread evenly, and so is one key in many Groups.
@@ -400,14 +402,15 @@ func (g *Group) addReader(key string, ch reader) (c *call, joined bool) {
 // ended, nobody leaves.
 type call struct {
 	// wg counts one until the call has ended. Callers of Do wait for it. It is tempting to
-	// let the first joiner add the one, since most calls have none. But if a call is
+	// let the first joiner add the one, since most calls have no joiner. But if a call is
 	// started on one side of the edge of a synctest bubble and joined on the other, that
 	// would crash the process.
 	//
 	// A Wait follows each Done, and ends the association of wg with its bubble. Otherwise,
-	// a joiner from outside that begins to wait only now would crash, and so would the next
-	// user of the spare call in another bubble. internal/synctest tests what Wait does, in
-	// TestWaitGroupDisassociateInWait. If that changes, only programs in bubbles break.
+	// a joiner from outside that begins to wait later would crash (as one that begins
+	// between the two still does), and so would the next user of the spare call in another
+	// bubble. internal/synctest tests what Wait does, in TestWaitGroupDisassociateInWait.
+	// If that changes, only programs in bubbles break.
 	//
 	// It is the first field, so that a dump shows the call's address for those who wait.
 	wg sync.WaitGroup
@@ -435,7 +438,7 @@ type call struct {
 	// DoContext when they joined, fn's goroutine when it ended the call.
 	node   *node                   // nil unless DoContext started the call
 	done   <-chan struct{}         // closed when the call has ended or was given up
-	cancel context.CancelCauseFunc // of the context of done, fn's if node is set
+	cancel context.CancelCauseFunc // closes done; cancels fn's context if node is set
 }
 
 // result is outcome.result, with shared, for callers that the end of the call has woken.
@@ -445,8 +448,8 @@ func (c *call) result() (v any, err error, shared bool) {
 }
 
 // wait waits until the call has ended or ctxDone is closed, and reports whether the call
-// has ended. (A call is given up when nobody waits.) Not inlined, and with c in use to the
-// end, it shows the address of the call in a dump.
+// has ended. (Giving up the call closes done, too, but then nobody waits.) Not inlined, and
+// with c in use to the end, it shows the address of the call in a dump.
 //
 //go:noinline
 func (c *call) wait(ctxDone <-chan struct{}) (ended bool) {
@@ -468,7 +471,7 @@ func (c *call) leave() bool {
 	if left {
 		c.callers--
 	}
-	last := left && c.callers == 0 // if so, DoContext started the call
+	last := left && c.callers == 0 // then DoContext started the call: others do not leave
 	if last {
 		s.remove(c)
 	}
@@ -482,8 +485,8 @@ func (c *call) leave() bool {
 // errLeft is the cause of the end of fn's context in a call that was given up.
 var errLeft = errors.New("singleflight: all callers of DoContext have left")
 
-// doCall runs fn, ends the call, and returns the results. If fn exited, so does doCall. If fn
-// panicked, so does doCall, unless DoContext started the call and its callers panic instead.
+// doCall runs fn, ends the call, and returns the results. If fn exited, so does doCall. If
+// fn panicked, so does doCall, unless DoContext started the call and its callers panic.
 //
 // It takes two deferred functions. The inner one, in run, recovers a panic of fn. The outer
 // one ends the call when it is known how fn ended. It also runs if the goroutine exits.
@@ -507,7 +510,7 @@ func (c *call) end(o *outcome) (v any, err error, shared bool) {
 	s.mu.Lock()
 	s.remove(c)
 	shared, readers := c.shared, c.readers
-	if !shared && c.node == nil && o.how == returned {
+	if !shared && c.node == nil && o.how != panicked {
 		s.recycle(c) // nobody else has a pointer to c, and there is no panic to raise
 		s.mu.Unlock()
 	} else {
@@ -530,13 +533,13 @@ func (c *call) end(o *outcome) (v any, err error, shared bool) {
 func (c *call) wake(o *outcome) {
 	if o.how == panicked && c.readers != nil {
 		// On a new goroutine, no recover stops the panic. This one stays, to be in the
-		// dump. Nobody is woken, as a caller that recovers could end the process.
+		// dump. Nobody is woken, as a caller that recovers could end the process first.
 		go panic(fmt.Errorf("singleflight: fn panicked in a call that has a channel of DoChan: %w", o.err))
 		select {}
 	}
 	c.how, c.val, c.err = o.how, o.val, o.err
 	if c.cancel != nil {
-		c.cancel(nil)
+		c.cancel(nil) // closes done, which wakes the callers of DoContext
 	}
 	c.wg.Done()
 	c.wg.Wait() // see wg
@@ -555,7 +558,7 @@ func (c *call) wake(o *outcome) {
 //
 // A node is also the parent of fn's context, so a caller inside fn finds the node by its
 // ctx. It has the values of the ctx of the caller that started the call, and is never
-// canceled. It does not lead to the call, as fn's context may be kept for longer.
+// canceled. It has no pointer to the call, as fn's context may be kept for longer.
 type node struct {
 	context.Context // of the caller that started the call; only for its values
 
@@ -565,7 +568,7 @@ type node struct {
 
 	// Guarded by graph.
 	level int32
-	mark  uint64        // of the last walk that came here
+	mark  uint64        // by the last walk that came here, or by link
 	edges [2][]halfEdge // out of this node, and into it
 }
 
@@ -600,11 +603,11 @@ func (n *node) Value(key any) any {
 }
 
 // graph guards all nodes. Only callers with the context of an fn lock it, never with the
-// mutex of a stripe held. So a walk delays nobody else, except joiners of a call that such a
-// caller is just starting.
+// mutex of a stripe held. So a walk delays nobody else, except joiners of a call that such
+// a caller is just starting.
 var graph struct {
 	sync.Mutex
-	mark uint64 // of the last walk; each takes the next
+	mark uint64 // the last that was given out
 }
 
 // link adds an edge for a caller that waits inside the fn of outer for the call of n. If
@@ -614,11 +617,11 @@ var graph struct {
 // call that has ended waits for nothing.
 //
 // Searching all that n waits for at each wait would be quadratic. So nodes have levels,
-// which only rise, and edges never lead to a lower one. That makes the search short, at
-// both ends. As long as none is removed, a level takes many edges. So there are few levels,
-// and a node seldom rises. This is the two-way search of Bender, Fineman, Gilbert and
-// Tarjan, "A New Approach to Incremental Cycle Detection and Related Problems", with a
-// constant bound.
+// which only rise, and no edge leads to a lower one, but for calls that have ended. That
+// makes the search short, at both ends. As long as none is removed, a level takes many
+// edges. So there are few levels, and a node seldom rises. This is the two-way search of
+// Bender, Fineman, Gilbert and Tarjan, "A New Approach to Incremental Cycle Detection and
+// Related Problems", with a constant bound.
 func (outer *node) link(n *node) (_ *edge, ok bool) {
 	if outer == nil || n == nil {
 		return nil, true
@@ -661,9 +664,9 @@ func (outer *node) link(n *node) (_ *edge, ok bool) {
 const lookBack = 32
 
 // walk marks n and what it reaches through nodes on some levels, along the edges (side out)
-// or against them (side in). It returns these nodes and true. It gives up, with false, after
-// more edges than the limit, or when it meets a node that the last walk has marked. graph
-// must be locked.
+// or against them (side in). It returns these nodes and true. It gives up, with false,
+// after more edges than the limit, or when it meets a node with the mark before its own.
+// graph must be locked.
 func (n *node) walk(side, limit int, lowest, highest int32) (met []*node, ok bool) {
 	last := graph.mark
 	graph.mark++
@@ -751,7 +754,7 @@ func stripeOf(hash uint64) *stripe { return &stripes[hash>>(64-stripeBits)].stri
 
 // home returns the slot for a hash, once it is masked with the size of the table. (Before
 // that, it can be negative if int has 32 bits.) It leaves out the lowest 24 bits. For one
-// key in, say, each 256th Group they would be alike, as the lowest bits of the IDs are.
+// key in, say, each 256th Group, the lowest 8 would be alike, as those of the IDs are.
 func home(hash uint64) int { return int(hash >> 24) }
 
 // find returns the call of key in the Group that made the hash, or nil. One key has a
@@ -783,7 +786,7 @@ func (s *stripe) insert(hash uint64, key string) *call {
 	return c
 }
 
-// recycle makes c the spare call. c has ended, and nobody else has a pointer to it.
+// recycle makes c the spare call. fn is done, and nobody else has a pointer to c.
 func (s *stripe) recycle(c *call) {
 	c.wg.Done()
 	c.wg.Wait()
