@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"runtime"
 	"runtime/debug"
 )
 
@@ -64,17 +63,6 @@ func (o *outcome) catch() {
 		_, stack, _ := bytes.Cut(debug.Stack(), []byte("\n"))
 		o.err = &PanicError{value, stack}
 	}
-}
-
-// result returns, panics, or exits the goroutine, as fn did.
-func (o outcome) result() (any, error) {
-	if o.how == panicked {
-		panic(o.err)
-	}
-	if o.how == exited {
-		runtime.Goexit()
-	}
-	return o.val, o.err
 }
 
 // A PanicError carries a panic of fn to the callers of its call. [Group.Do] and

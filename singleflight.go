@@ -222,8 +222,8 @@ var ErrRecursive = errors.New("singleflight: call would wait for itself")
 // false) at once, and the others are unaffected. Callers of Do and DoChan do not leave.
 // When all callers of a call that DoContext started have left, it is given up: in the
 // same step, the key becomes free. Then, before the last caller returns, fn's context is
-// canceled, with a [context.Cause] that says why. If fn has not begun by then, it is not
-// run. An fn that ignores its context runs on beside later calls.
+// canceled, with a [context.Cause] that says why. If fn has not begun by then, it may
+// not be run. An fn that ignores its context runs on beside later calls.
 //
 // fn's context is also canceled when fn is done, before any caller gets the results. So
 // fn must return nothing bound to it, such as an unread response body, a client or a
@@ -255,7 +255,10 @@ func doContext[V any](ctx context.Context, g *Group, key string, fn func(context
 	s, c, joined := g.joinOrInsert(key)
 	if !joined {
 		c.node = &node{Context: ctx}
-		fnCtx = c.node // its Done is nil, so no method of ctx is called under the mutex
+		fnCtx = c.node    // its Done is nil, so no method of ctx is called under the mutex
+		if outer != nil { // looking for a value would recurse through node after node
+			fnCtx = context.WithValue(context.WithoutCancel(ctx), nodeKey{}, c.node)
+		}
 	}
 	if c.done == nil { // no caller with a context has come before
 		fnCtx, c.cancel = context.WithCancelCause(fnCtx)
@@ -441,10 +444,16 @@ type call struct {
 	cancel context.CancelCauseFunc // closes done; cancels fn's context if node is set
 }
 
-// result is outcome.result, with shared, for callers that the end of the call has woken.
+// result returns, panics, or exits the goroutine, as fn did. It is for callers that the end
+// of the call has woken.
 func (c *call) result() (v any, err error, shared bool) {
-	v, err = outcome{c.how, c.val, c.err}.result()
-	return v, err, c.shared
+	if c.how == panicked {
+		panic(c.err)
+	}
+	if c.how == exited {
+		runtime.Goexit()
+	}
+	return c.val, c.err, c.shared
 }
 
 // wait waits until the call has ended or ctxDone is closed, and reports whether the call
@@ -687,7 +696,7 @@ func (n *node) walk(side, limit int, lowest, highest int32) (met []*node, ok boo
 	return met, true
 }
 
-// unlink removes the edge, if there is one. A list that becomes empty keeps no room.
+// unlink removes the edge, if there is one. The lists give back their room.
 func (e *edge) unlink() {
 	if e == nil {
 		return
@@ -699,8 +708,8 @@ func (e *edge) unlink() {
 		edges[i], edges[last].edge.index[side] = edges[last], i
 		edges[last] = halfEdge{}
 		n.edges[side] = edges[:last]
-		if last == 0 {
-			n.edges[side] = nil
+		if 4*last < cap(edges) {
+			n.edges[side] = append([]halfEdge(nil), edges[:last]...)
 		}
 	}
 }
