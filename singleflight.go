@@ -577,7 +577,7 @@ type node struct {
 
 	// Guarded by graph.
 	level int32
-	mark  uint64        // by the last walk that came here, or by link
+	mark  uint64        // of the last walk that came here
 	edges [2][]halfEdge // out of this node, and into it
 }
 
@@ -616,7 +616,7 @@ func (n *node) Value(key any) any {
 // a caller is just starting.
 var graph struct {
 	sync.Mutex
-	mark uint64 // the last that was given out
+	mark uint64 // the last that was used, or skipped; each walk takes the next
 }
 
 // link adds an edge for a caller that waits inside the fn of outer for the call of n. If
@@ -643,9 +643,7 @@ func (outer *node) link(n *node) (_ *edge, ok bool) {
 	if level := outer.level; level >= n.level { // if not, n does not lead to outer
 		graph.mark++ // no node has it, so the walk back stops at none
 		if _, all := outer.walk(in, lookBack, level, level); !all {
-			level++ // n will be above outer, so outer alone has to be met
-			graph.mark++
-			outer.mark = graph.mark
+			level++ // n will be above outer, as it may lead to outer through nodes not met
 		}
 		if n.mark == graph.mark { // n leads to outer, or is outer
 			return nil, false
