@@ -44,6 +44,7 @@ var explanations = map[string]string{
 	"(c *call) wait: ▸ended = true → left out":                                         "leave finds out as well, under the mutex",
 	"(outer *node) link: if n.level▸< level { → <=":                                    "the same: a walk more, which meets nothing below n",
 	"(n *node) walk: if limit--; limit▸< 0 || x.mark == last { → <=":                   "looks back at one edge less",
+	"(e *edge) unlink: if 4*last▸< cap(edges) { → <=":                                  "a list gives back its room one edge earlier",
 	"(s *stripe) resize: if size▸< minSlots { → <=":                                    "the same: minSlots becomes minSlots",
 	"(s *stripe) insert: if s.n++; 4*s.n▸> 3*len(s.slots) { → >=":                      "the table doubles one call earlier",
 	"(s *stripe) remove: if s.n--; len(slots) > minSlots && 4*s.n▸< len(slots) { → <=": "the table halves one call earlier",
