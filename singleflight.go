@@ -616,7 +616,8 @@ func (n *node) Value(key any) any {
 // a caller is just starting.
 var graph struct {
 	sync.Mutex
-	mark uint64 // the last that was used, or skipped; each walk takes the next
+	mark  uint64 // the last that was used, or skipped; each walk takes the next
+	edges int    // how many there are
 }
 
 // link adds an edge for a caller that waits inside the fn of outer for the call of n. If
@@ -630,7 +631,7 @@ var graph struct {
 // makes the search short, at both ends. As long as none is removed, a level takes many
 // edges. So there are few levels, and a node seldom rises. This is the two-way search of
 // Bender, Fineman, Gilbert and Tarjan, "A New Approach to Incremental Cycle Detection and
-// Related Problems", with a constant bound.
+// Related Problems", with a smaller bound.
 func (outer *node) link(n *node) (_ *edge, ok bool) {
 	if outer == nil || n == nil {
 		return nil, true
@@ -642,7 +643,8 @@ func (outer *node) link(n *node) (_ *edge, ok bool) {
 	}
 	if level := outer.level; level >= n.level { // if not, n does not lead to outer
 		graph.mark++ // no node has it, so the walk back stops at none
-		if _, all := outer.walk(in, lookBack, level, level); !all {
+		limit := lookBack + int(math.Sqrt(float64(graph.edges)))/4
+		if _, all := outer.walk(in, limit, level, level); !all {
 			level++ // n will be above outer, as it may lead to outer through nodes not met
 		}
 		if n.mark == graph.mark { // n leads to outer, or is outer
@@ -658,6 +660,7 @@ func (outer *node) link(n *node) (_ *edge, ok bool) {
 			}
 		}
 	}
+	graph.edges++
 	e := &edge{nodes: [2]*node{outer, n}}
 	for side, x := range e.nodes {
 		e.index[side] = len(x.edges[side])
@@ -666,8 +669,10 @@ func (outer *node) link(n *node) (_ *edge, ok bool) {
 	return e, true
 }
 
-// lookBack is how many edges link looks at behind outer, from any level. With fewer, there
-// are more levels; with more, it takes longer to make one.
+// lookBack is how many edges link looks at behind outer, from any level, in a small graph.
+// With fewer, there are more levels; with more, each link takes longer. In a large graph,
+// it looks at some more, or else a long chain could rise so often that it would take
+// quadratic time.
 const lookBack = 32
 
 // walk marks n and what it reaches through nodes on some levels, along the edges (side out)
@@ -701,6 +706,7 @@ func (e *edge) unlink() {
 	}
 	graph.Lock()
 	defer graph.Unlock()
+	graph.edges--
 	for side, n := range e.nodes {
 		edges, i, last := n.edges[side], e.index[side], len(n.edges[side])-1
 		edges[i], edges[last].edge.index[side] = edges[last], i
