@@ -565,8 +565,9 @@ func (c *call) wake(o *outcome) {
 // A node stands for a call that DoContext started. An edge is a caller of DoContext that
 // waits inside the fn of one call for another call.
 //
-// A node is also the parent of fn's context, so a caller inside fn finds the node by its
-// ctx. It has the values of the ctx of the caller that started the call, and is never
+// A node is also the parent of fn's context, unless the call was started inside an fn: then
+// that context has the node as a value. Either way, a caller inside fn finds the node by its
+// ctx. A node has the values of the ctx of the caller that started the call, and is never
 // canceled. It has no pointer to the call, as fn's context may be kept for longer.
 type node struct {
 	context.Context // of the caller that started the call; only for its values
