@@ -630,9 +630,10 @@ var graph struct {
 // Searching all that n waits for at each wait would be quadratic. So nodes have levels,
 // which only rise, and no edge leads to a lower one, but for calls that have ended. That
 // makes the search short, at both ends. As long as none is removed, a level takes many
-// edges. So there are few levels, and a node seldom rises. This is the two-way search of
-// Bender, Fineman, Gilbert and Tarjan, "A New Approach to Incremental Cycle Detection and
-// Related Problems", with a smaller bound.
+// edges. So there are few levels, and a node seldom rises. But a refusal raises nothing, so
+// each can walk along all that n waits for. This is the two-way search of Bender, Fineman,
+// Gilbert and Tarjan, "A New Approach to Incremental Cycle Detection and Related Problems",
+// with a smaller bound.
 func (outer *node) link(n *node) (_ *edge, ok bool) {
 	if outer == nil || n == nil {
 		return nil, true
