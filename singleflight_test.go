@@ -394,6 +394,8 @@ func TestDoContextGivesFnTheValuesOfItsStarterOnly(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.WithValue(t.Context(), ctxKey{}, "starter"), time.Hour)
 		f, _ := byDoContext.leadWith(t, ctx, g, "key")
 		joinContext(context.WithValue(ctx, ctxKey{}, "joiner"), g, "key")
+		nested, _ := byDoContext.leadWith(t, f.ctx, g, "nested")
+		check(t, "value of a nested fn's context", nested.ctx.Value(ctxKey{}), any("starter"))
 		check(t, "value of fn's context", f.ctx.Value(ctxKey{}), any("starter"))
 		cancel()
 		synctest.Wait()
@@ -492,19 +494,14 @@ func TestDoContextCancelsFnsContextBeforeAnyCallerGetsTheResults(t *testing.T) {
 	}
 }
 
-// With one processor, the goroutine of fn begins when the caller has returned, unless the
-// caller is interrupted just then.
+// With one processor, fn's goroutine begins after the caller has returned, or is interrupted.
 func TestDoContextDoesNotRunFnIfAllCallersHaveLeftBefore(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	inBubble(t, func(t *testing.T, g *Group) {
 		ran := 0
 		for range 100 {
 			ctx, cancel := context.WithCancel(t.Context())
-			leaving := hookContext{ctx, func(method string) {
-				if method == "Value" { // is called when DoContext has seen that ctx is not done
-					cancel()
-				}
-			}}
+			leaving := hookContext{ctx, "Value", cancel} // when DoContext has seen that ctx is not done
 			_, err, _ := g.DoContext(leaving, "key", func(context.Context) (any, error) { ran++; return nil, nil })
 			synctest.Wait()
 			check(t, "error", err, context.Canceled)
@@ -1482,15 +1479,22 @@ func TestCallThatIsGivenUpHasNoCallers(t *testing.T) {
 	}
 }
 
-// A hookContext calls a function with the name of each method that is called.
+// A hookContext calls a function when a method is called, or any if that is "".
 type hookContext struct {
 	context.Context
-	hook func(method string)
+	method string
+	hook   func()
 }
 
-func (c hookContext) Done() <-chan struct{} { c.hook("Done"); return c.Context.Done() }
-func (c hookContext) Err() error            { c.hook("Err"); return c.Context.Err() }
-func (c hookContext) Value(key any) any     { c.hook("Value"); return c.Context.Value(key) }
+func (c hookContext) call(method string) {
+	if c.method == "" || c.method == method {
+		c.hook()
+	}
+}
+
+func (c hookContext) Done() <-chan struct{} { c.call("Done"); return c.Context.Done() }
+func (c hookContext) Err() error            { c.call("Err"); return c.Context.Err() }
+func (c hookContext) Value(key any) any     { c.call("Value"); return c.Context.Value(key) }
 
 func TestContextsMethodsMayUseTheGroup(t *testing.T) {
 	inBubble(t, func(t *testing.T, g *Group) {
@@ -1498,11 +1502,11 @@ func TestContextsMethodsMayUseTheGroup(t *testing.T) {
 		ctx, cancel := context.WithCancel(outer.ctx)
 		var uses atomic.Int32
 		// inFlight locks every stripe.
-		use := func(string) { uses.Add(1); inFlight(t); g.DoContext(outer.ctx, "another", returnsNil) }
+		use := func() { uses.Add(1); inFlight(t); g.DoContext(outer.ctx, "another", returnsNil) }
 		leader := goCall(func() (any, error, bool) {
-			return g.DoContext(hookContext{ctx, use}, "key", func(ctx context.Context) (any, error) {
+			return g.DoContext(hookContext{ctx, "", use}, "key", func(ctx context.Context) (any, error) {
 				ctx.Value(ctxKey{})
-				context.AfterFunc(ctx, func() { use("") })
+				context.AfterFunc(ctx, use)
 				cancel()
 				<-ctx.Done()
 				return nil, nil
@@ -1520,11 +1524,7 @@ func TestContextsMethodsMayPanic(t *testing.T) {
 		var none context.Context
 		check(t, "caller with a nil context", joinContext(none, g, "key").how, "panicked")
 		for _, name := range []string{"Done", "Err", "Value"} {
-			ctx := hookContext{t.Context(), func(method string) {
-				if method == name {
-					panic("boom")
-				}
-			}}
+			ctx := hookContext{t.Context(), name, func() { panic("boom") }}
 			want(t, result{how: "panicked", val: "boom"}, joinContext(ctx, g, "key"), joinContext(ctx, g, "unknown"))
 			check(t, "calls in flight", inFlight(t), before)
 		}
@@ -1737,12 +1737,11 @@ func reaches(edges []*edge, start, end *node) bool {
 	return false
 }
 
-func levelsAndEdges(nodes []*node) string {
-	var b strings.Builder
+func levelsAndEdges(nodes []*node) (s string) {
 	for _, n := range nodes {
-		fmt.Fprintln(&b, n.level, n.edges)
+		s += fmt.Sprintln(n.level, n.edges)
 	}
-	return b.String()
+	return s
 }
 
 func TestLinkRefusesOneCallerOfACycle(t *testing.T) {
@@ -1770,17 +1769,15 @@ func TestLinkRefusesOneCallerOfACycle(t *testing.T) {
 func TestLinkLooksAtFewEdges(t *testing.T) {
 	defer func(edges int) { graph.edges = edges }(graph.edges) // as these are not removed
 	const n = 10_000
-	for _, fromTheLast := range []bool{false, true} {
+	for _, first := range []int{0, n - 1} {
 		nodes := make([]node, n+1) // each waits for the one before it
 		for i := range n {
-			if fromTheLast {
-				i = n - 1 - i
-			}
+			i = max(first-i, i-first)
 			nodes[i+1].link(&nodes[i])
 		}
 		for i := range nodes {
 			if level := nodes[i].level; level > n/40 {
-				t.Fatalf("a chain linked from the last: %t: node %d is on level %d", fromTheLast, i, level)
+				t.Fatalf("a chain linked from node %d: node %d is on level %d", first, i, level)
 			}
 		}
 	}
@@ -2084,9 +2081,11 @@ func TestDumpTellsWhoWaitsForWhichFn(t *testing.T) {
 func TestAllocations(t *testing.T) {
 	var g Group
 	var pointers GroupOf[*int]
+	var texts GroupOf[string]
 	pointer := func() (*int, error) { return nil, nil }
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
+	text := func() (string, error) { return strconv.Itoa(len(os.Args)), nil } // not made beforehand
+	textWith := func(context.Context) (string, error) { return text() }
+	ctx := t.Context()
 	groups, fn := make([]Group, 201), returns(new(int), nil)
 	for i := range stripes { // each has been used
 		s := &stripes[i].stripe
@@ -2103,11 +2102,14 @@ func TestAllocations(t *testing.T) {
 		{"Do", 0, func() { g.Do("key", fn) }},
 		{"the first Do of a Group", 0, func() { groups[0].Do("key", fn); groups = groups[1:] }},
 		{"GroupOf[*int].Do", 0, func() { pointers.Do("key", pointer) }},
+		{"GroupOf[string].Do", 1, func() { texts.Do("key", text) }},
 		{"Forget and ForgetUnshared", 0, func() { g.Forget("key"); g.ForgetUnshared("key") }},
 		{"DoChan", 4, func() { <-g.DoChan("key", fn) }},
 		{"GroupOf[*int].DoChan", 4, func() { <-pointers.DoChan("key", pointer) }},
+		{"GroupOf[string].DoChan", 5, func() { <-texts.DoChan("key", text) }},
 		{"DoContext", 6, func() { g.DoContext(ctx, "key", returnsNil) }},
 		{"GroupOf[*int].DoContext", 6, func() { pointers.DoContext(ctx, "key", func(context.Context) (*int, error) { return nil, nil }) }},
+		{"GroupOf[string].DoContext", 7, func() { texts.DoContext(ctx, "key", textWith) }},
 		{"DoContext whose fn looks at its context", 6, func() {
 			g.DoContext(ctx, "key", func(ctx context.Context) (any, error) { return nil, context.Cause(ctx) })
 		}},
@@ -2128,6 +2130,7 @@ func TestAllocations(t *testing.T) {
 }
 
 func TestSizes(t *testing.T) {
+	check(t, "bytes of a Group", unsafe.Sizeof(Group{}), 8)
 	check(t, "a stripe's bytes beyond cache lines", unsafe.Sizeof(stripes[0])%128, 0)
 	check(t, "a call has at most 128 bytes", unsafe.Sizeof(call{}) <= 128, true)
 }
@@ -2212,8 +2215,7 @@ func TestTableSpreadsKeysAndGroups(t *testing.T) {
 				}
 			}
 		}
-		// With 256 stripes, 78 are to be expected. Chance makes 200 of them in less than one
-		// of 10^20 processes.
+		// With 256 stripes, 78 are to be expected, and 200 in less than one of 10^20 processes.
 		if most > n/100 || probes > 2*n {
 			t.Errorf("%s: up to %d calls in a stripe, %d probes for %d", name, most, probes, n)
 		}
